@@ -1,0 +1,49 @@
+"""Which promises are enough to revoke a primary, and what is then known. Pure.
+
+Theory: a primary acknowledges a commit after k of its n voters have flushed it. When n - k + 1 of them have promised not
+to answer it any more, at most k - 1 are left: it can never acknowledge again. And any k voters that once confirmed a commit
+meet those n - k + 1 in at least one node, so the furthest promised node has every acknowledged commit (docs/protocol.md).
+A promise of the primary itself is worth as much: it has stopped, and nobody has more of its WAL than it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+from cluster.model import NodeId, Rule
+
+
+def needed(rule: Rule) -> int:
+    """How many voters must promise to revoke; more than there are when no number of them suffices (a lone primary)."""
+    return len(rule.voters) - rule.k + 1
+
+
+def satisfied(rule: Rule, promised: Set[NodeId]) -> bool:
+    """Can the primary of `rule` never again acknowledge a commit, and do `promised` hold all that it did?"""
+    return rule.primary in promised or len(rule.voters & promised) >= needed(rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a rule still lacks: `count` more of `nodes`, or the promise of `primary` itself."""
+
+    rule: Rule
+    count: int
+    nodes: frozenset[NodeId]
+
+    def __str__(self) -> str:
+        if self.rule.lone:
+            return f"only {self.rule.primary} itself can say what it acknowledged alone in term {self.rule.term}"
+        return (
+            f"{self.count} more of {', '.join(sorted(self.nodes))} (or {self.rule.primary} itself) must promise"
+            f" for rule {self.rule}"
+        )
+
+
+def missing(rules: Iterable[Rule], promised: Set[NodeId]) -> Missing | None:
+    """The first rule that `promised` does not satisfy; None when all are satisfied."""
+    for rule in rules:
+        if not satisfied(rule, promised):
+            return Missing(rule, needed(rule) - len(rule.voters & promised), rule.voters - promised)
+    return None
