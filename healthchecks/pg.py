@@ -1,4 +1,4 @@
-"""The pg check: what this node's PostgreSQL says of itself, in Fly's words, and what is worth knowing before it hurts. Pure.
+"""The pg check: what this PostgreSQL says of itself, in Fly's words, and what is worth knowing before it hurts. Pure.
 
 Fly's lines come first and in Fly's order; ours follow and only ever warn, since no restart cures them.
 """

@@ -20,7 +20,13 @@ SELECT pg_is_in_recovery() AS in_recovery,
        current_setting('max_connections')::int AS max_connections,
        r.standbys, s.slots,
        current_setting('archive_mode') <> 'off' AS archiving,
-       w.archive_failing, w.archive_failures, w.archive_age_s
+       w.archive_failing, w.archive_failures, w.archive_age_s,
+       CASE WHEN pg_is_in_recovery() THEN v.behind_bytes END AS behind_bytes,
+       CASE WHEN NOT pg_is_in_recovery() THEN 0
+            WHEN v.behind_bytes = 0 THEN 0
+            ELSE greatest(0, extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()))
+       END::float8 AS behind_s,
+       v.contact_age_s
 FROM (SELECT count(*)::int AS used,
              (count(*) FILTER (WHERE backend_type = 'client backend'))::int AS clients,
              max(extract(epoch FROM clock_timestamp() - xact_start))
@@ -44,7 +50,10 @@ FROM (SELECT count(*)::int AS used,
      (SELECT coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false) AS archive_failing,
              failed_count::int AS archive_failures,
              extract(epoch FROM clock_timestamp() - last_archived_time)::float8 AS archive_age_s
-      FROM pg_stat_get_archiver()) w
+      FROM pg_stat_get_archiver()) w,
+     (SELECT max(greatest(0, pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn())))::int8 AS behind_bytes,
+             max(extract(epoch FROM clock_timestamp() - last_msg_receipt_time))::float8 AS contact_age_s
+      FROM pg_stat_get_wal_receiver() WHERE status = 'streaming') v
 """
 
 UPKEEP = """
@@ -74,6 +83,9 @@ class Vitals:
     archive_failing: bool  # the last attempt failed
     archive_failures: int
     archive_age_s: float | None
+    behind_bytes: int | None  # standby: received from its upstream and not replayed; None when it does not stream
+    behind_s: float | None  # age of the last replayed commit, unless nothing is left to replay; 0 on a primary
+    contact_age_s: float | None  # since the upstream was last heard
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """A connection for looking: kept open, short deadlines, given up the moment the server does not answer.
 
-A plain `asyncio.timeout` is not enough around a statement: when it is cut off, psycopg asks the server to cancel and waits
-for the answer, which a stopped server never gives. So the deadline here shuts the socket down, which ends the wait
-whatever the server does.
+A plain `asyncio.timeout` is not enough around a statement: when it is cut off, psycopg asks the server to cancel and
+waits for the answer, which a stopped server never gives. So the deadline here shuts the socket down, which ends the
+wait whatever the server does.
 """
 
 from __future__ import annotations

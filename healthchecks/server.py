@@ -1,0 +1,133 @@
+"""The agent's HTTP server: checks, probes, commands and the page on one port, metrics on that and on another.
+
+Handlers render what is known; they never wait for etcd or for another node. Only the pg check and a scrape talk to the
+local PostgreSQL, each over one connection and with a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import Any
+
+from aiohttp import web
+
+from cluster.errors import FlypgError
+from healthchecks.config import HttpConfig
+from healthchecks.lines import Report
+from healthchecks.node import cluster_json, event_json, node_json
+from healthchecks.probes import PROBES, Asked, parse_lag, probe
+from healthchecks.provider import Provider
+from healthchecks.role import gather
+from healthchecks.suite import Checks
+from postgres.check_queries import Vitals
+
+NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def json_response(value: object, status: int = 200) -> web.Response:
+    """`Content-Type: application/json` exactly: flyctl does not understand a charset behind it."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
+
+
+def plain(report: Report) -> web.Response:
+    return web.Response(text=report.body, status=report.status, content_type="text/plain", charset="utf-8")
+
+
+class HttpServer:
+    """Everything a node serves over HTTP."""
+
+    def __init__(self, config: HttpConfig, provider: Provider) -> None:
+        self._config = config
+        self._provider = provider
+        self.checks = Checks(config, provider)
+        self._runners: list[web.AppRunner] = []
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when no address can be bound or a port is taken."""
+        await self._serve(self.application(), self._config.http_port)
+
+    async def stop(self) -> None:
+        """Close every connection, to clients and to PostgreSQL."""
+        for runner in self._runners:
+            await runner.cleanup()
+        self._runners.clear()
+        await self.checks.close()
+
+    def wake(self) -> None:
+        """The agent has read something new: whoever watches is told."""
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        add = app.router.add_route
+        add("*", "/flycheck/vm", self._vm)
+        add("*", "/flycheck/pg", self._pg)
+        add("*", "/flycheck/role", self._role)
+        for path in PROBES:
+            for method in ("GET", "HEAD", "OPTIONS"):
+                add(method, path, self._probe)
+        app.router.add_get("/node", self._node)
+        app.router.add_get("/patroni", self._node)
+        app.router.add_get("/cluster", self._cluster)
+        app.router.add_get("/history", self._history)
+        return app
+
+    async def _serve(self, app: web.Application, port: int) -> None:
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        self._runners.append(runner)
+        bound = 0
+        refused: OSError | None = None
+        for address in self._config.listen:
+            try:
+                await web.TCPSite(runner, address, port, backlog=1024).start()
+                bound += 1
+            except OSError as error:
+                if error.errno not in NO_ADDRESS:
+                    raise
+                refused = error  # a machine without IPv6, or an address that is not up yet
+        if not bound and refused is not None:
+            raise refused
+
+    async def _vm(self, request: web.Request) -> web.Response:
+        return plain(await self.checks.vm.answer())
+
+    async def _pg(self, request: web.Request) -> web.Response:
+        return plain(await self.checks.pg.answer())
+
+    async def _role(self, request: web.Request) -> web.Response:
+        return plain(self.checks.role())
+
+    async def _probe(self, request: web.Request) -> web.Response:
+        try:
+            limit = parse_lag(request.query.get("lag"))
+        except ValueError as error:
+            return json_response({"error": str(error)}, 400)
+        vitals = await self.checks.vitals() if limit is not None else None
+        stale_after_s = self._config.thresholds.stale_after_s
+        facts = gather(self._provider)
+        found = self.checks.claim()
+        behind = vitals.behind_bytes if vitals is not None else None
+        status = probe(request.path, Asked(facts, found, limit, behind, stale_after_s))
+        if request.method == "OPTIONS":
+            return web.Response(status=status)
+        return json_response(node_json(facts, found, self._provider.member(), vitals), status)
+
+    async def _node(self, request: web.Request) -> web.Response:
+        vitals = await self.checks.vitals()
+        return json_response(self.node(vitals))
+
+    def node(self, vitals: Vitals | None = None) -> dict[str, Any]:
+        return node_json(gather(self._provider), self.checks.claim(), self._provider.member(), vitals)
+
+    async def _cluster(self, request: web.Request) -> web.Response:
+        snapshot = self._provider.snapshot()
+        return json_response(cluster_json(self._provider.cluster(), snapshot, self._provider.snapshot_age_s()))
+
+    async def _history(self, request: web.Request) -> web.Response:
+        try:
+            events = await self._provider.store().read_events(200)
+        except FlypgError as error:
+            return json_response({"error": str(error)}, 503)
+        return json_response([event_json(event) for event in events])
