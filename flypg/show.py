@@ -1,0 +1,252 @@
+"""How a cluster looks on a terminal and as JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cluster.model import Event, NodeId, NodeReport, Position, ServerState, Snapshot, View, format_lsn
+from flypg.health import complaints, failover_without_loss, role, serving, sync
+from flypg.look import Looks, NodeLook, StandbyLag, lag_of
+
+COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+MISSING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Colour on a terminal, plain text anywhere else."""
+
+    colour: bool = False
+
+    def __call__(self, name: str, text: str) -> str:
+        return f"\x1b[{COLOURS[name]}m{text}\x1b[0m" if self.colour and text else text
+
+
+PLAIN = Style()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One line of the table of members."""
+
+    node: NodeId
+    role: str
+    state: str
+    region: str
+    position: Position | None
+    lag_bytes: int | None
+    lag_s: float | None
+    sync: str
+    problem: str
+
+    @property
+    def healthy(self) -> bool:
+        wanted = "primary" if self.role == "primary" else "standby"
+        return not self.problem and self.state in (wanted, "streaming")
+
+
+def rows(snapshot: Snapshot, looks: Looks) -> list[NodeRow]:
+    """A row for every member, the primary first, and for nodes that wait to become members."""
+    view = snapshot.view
+    if view is None:
+        return [_row_without_view(report) for _, report in sorted(snapshot.reports.items())]
+    nodes = {m.node for m in view.members} | set(snapshot.reports)
+    first = looks.get(view.primary) if view.primary else None
+    made = [_row(snapshot, view, node, looks.get(node), first) for node in nodes]
+    return sorted(made, key=lambda r: (r.node != view.primary, r.node))
+
+
+def _row_without_view(report: NodeReport) -> NodeRow:
+    return NodeRow(report.node, MISSING, report.state, report.member.region, None, None, None, "", complaints(report))
+
+
+def _row(snapshot: Snapshot, view: View, node: NodeId, look: NodeLook | None, primary: NodeLook | None) -> NodeRow:
+    report, member = snapshot.reports.get(node), view.member(node)
+    is_primary = view.primary == node
+    position = (look.position if look else None) or (report.position if report else None)
+    lag = StandbyLag(None, None) if is_primary else lag_of(node, primary, look)
+    return NodeRow(
+        node=node,
+        role=role(view, node) if member else "joining",
+        state=_state(report, look),
+        region=member.region if member else report.member.region if report else "",
+        position=position,
+        lag_bytes=lag.bytes,
+        lag_s=lag.s,
+        sync=sync(view, node),
+        problem=(look.problem if look else "") or complaints(report),
+    )
+
+
+def _state(report: NodeReport | None, look: NodeLook | None) -> str:
+    if look is not None and look.progress:
+        return look.progress
+    state = (look.state if look else "") or (str(report.state) if report else "unknown")
+    streaming = look.streaming if look and look.streaming is not None else bool(report and report.streaming)
+    return "streaming" if state == ServerState.STANDBY and streaming else state
+
+
+def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, title: str, style: Style = PLAIN) -> str:
+    """What `flypg status` prints."""
+    serves, safe = serving(snapshot), failover_without_loss(snapshot)
+    parts = [style("bold", title)]
+    view = snapshot.view
+    table = rows(snapshot, looks)
+    if table:
+        parts += ["", member_table(table, style)]
+    parts += [
+        "",
+        f"clients   {style('green' if serves.yes else 'red', 'served' if serves.yes else 'NOT SERVED')}: {serves.why}",
+    ]
+    verdict = style("green", "yes") if safe.yes else style("yellow", "no")
+    parts.append(f"failover  without loss now: {verdict}, {safe.why}")
+    if view is not None:
+        parts.append(f"term      {view.term} {view.phase}, timeline {view.timeline}" + _cause(view))
+        parts.append(
+            "rule      " + " and ".join(str(rule) for rule in view.rules) + f", durability {snapshot.spec.durability}"
+        )
+        if view.handover is not None:
+            parts.append(f"handover  to {view.handover.target}: {view.handover.stage}")
+    parts.append(f"leader    {snapshot.leader.sentinel if snapshot.leader else style('red', 'none')}")
+    if snapshot.spec.paused:
+        parts.append(style("yellow", "PAUSED    flypg changes nothing by itself; flypg resume ends that"))
+    for request in snapshot.requests:
+        if not request.outcome:
+            parts.append(
+                f"asked     {request.kind} {request.node or ''} by {request.asked_by}, under way".replace("  ", " ")
+            )
+    if events:
+        parts += ["", style("dim", "last events"), event_lines(events)]
+    return "\n".join(parts)
+
+
+def _cause(view: View) -> str:
+    return f", opened because: {view.cause}" if view.cause else ""
+
+
+def member_table(table: Iterable[NodeRow], style: Style) -> str:
+    head = ["node", "role", "state", "region", "timeline", "position", "lag", "commits wait", "health"]
+    body = [
+        [
+            row.node,
+            row.role,
+            row.state,
+            row.region or MISSING,
+            str(row.position.timeline) if row.position else MISSING,
+            format_lsn(row.position.lsn) if row.position else MISSING,
+            lag_text(row),
+            row.sync or MISSING,
+            row.problem or ("ok" if row.healthy else MISSING),
+        ]
+        for row in table
+    ]
+    colours = [("green" if row.healthy else "red" if row.problem else "yellow") for row in table]
+    return columns(head, body, style, last_colours=colours)
+
+
+def lag_text(row: NodeRow) -> str:
+    """`0 B`, `1.2 MB, 0.4 s`; `-` for the primary, `?` when it is not known."""
+    if row.role in ("primary", "founding", "promoting"):
+        return MISSING
+    parts = [size(row.lag_bytes)] if row.lag_bytes is not None else []
+    if row.lag_s is not None:
+        parts.append(f"{row.lag_s:.1f} s")
+    return ", ".join(parts) or "?"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"
+
+
+def columns(
+    head: Sequence[str], body: Sequence[Sequence[str]], style: Style = PLAIN, last_colours: Sequence[str] = ()
+) -> str:
+    """A table with a heading, two spaces between columns; columns that say nothing in any row are left out."""
+    keep = [i for i in range(len(head)) if i == 0 or any(line[i] not in ("", MISSING) for line in body)]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in keep]
+    lines = [style("dim", "  ".join(head[i].ljust(w) for i, w in zip(keep, widths, strict=True)).rstrip())]
+    for number, line in enumerate(body):
+        cells = [line[i].ljust(w) for i, w in zip(keep, widths, strict=True)]
+        cells[-1] = cells[-1].rstrip()
+        if last_colours:
+            cells[-1] = style(last_colours[number], cells[-1])
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def event_lines(events: Iterable[Event]) -> str:
+    """One line each, oldest first; times are UTC, by the clock of the node that wrote the event."""
+    lines = []
+    for event in events:
+        when = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
+        about = f" {event.node}:" if event.node and event.node not in event.text else ""
+        lines.append(
+            f"  {when}  term {event.term}  {event.kind}:{about} {event.text}" + (f" [{event.by}]" if event.by else "")
+        )
+    return "\n".join(lines)
+
+
+def status_data(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, cluster: str) -> dict[str, object]:
+    """What `flypg status --json` prints. Keys are only ever added."""
+    view, serves, safe = snapshot.view, serving(snapshot), failover_without_loss(snapshot)
+    return {
+        "cluster": cluster,
+        "founded": view is not None,
+        "serving": serves.yes,
+        "serving_why": serves.why,
+        "primary": view.primary if view else None,
+        "term": view.term if view else 0,
+        "phase": str(view.phase) if view else None,
+        "timeline": view.timeline if view else None,
+        "rules": [
+            {"term": r.term, "primary": r.primary, "voters": sorted(r.voters), "k": r.k}
+            for r in (view.rules if view else ())
+        ],
+        "durability": str(snapshot.spec.durability),
+        "paused": snapshot.spec.paused,
+        "leader": snapshot.leader.sentinel if snapshot.leader else None,
+        "failover_without_loss": safe.yes,
+        "failover_why": safe.why,
+        "cause": view.cause if view else "",
+        "why": view.why if view else "",
+        "nodes": [_node_data(row, snapshot) for row in rows(snapshot, looks)],
+        "events": [event_data(event) for event in events],
+    }
+
+
+def _node_data(row: NodeRow, snapshot: Snapshot) -> dict[str, object]:
+    member = (snapshot.view.member(row.node) if snapshot.view else None) or snapshot.reports[row.node].member
+    return {
+        "node": row.node,
+        "role": row.role,
+        "state": row.state,
+        "region": row.region,
+        "host": member.host,
+        "port": member.ports.postgres,
+        "timeline": row.position.timeline if row.position else None,
+        "lsn": format_lsn(row.position.lsn) if row.position else None,
+        "lag_bytes": row.lag_bytes,
+        "lag_s": row.lag_s,
+        "sync": row.sync,
+        "healthy": row.healthy,
+        "problem": row.problem,
+    }
+
+
+def event_data(event: Event) -> dict[str, object]:
+    return {
+        "at": event.at,
+        "term": event.term,
+        "kind": event.kind,
+        "node": event.node,
+        "text": event.text,
+        "by": event.by,
+    }
