@@ -127,6 +127,13 @@ class KeepSlots:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Stop in order on purpose, after having said so; the next turns start it again."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseRequest:
     """Answer an operator's request."""
 
@@ -153,13 +160,19 @@ Step = (
     | CloseGate
     | Checkpoint
     | KeepSlots
+    | Restart
     | CloseRequest
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step, or None when there is nothing to do, with the reason."""
+    """The next step, or None when there is nothing to do, with the reason.
+
+    `soon`: what is waited for takes milliseconds, so look again at once. `problem`: people must be told.
+    """
 
     step: Step | None
     why: str
+    soon: bool = False
+    problem: bool = False

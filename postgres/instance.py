@@ -147,6 +147,10 @@ class Instance(Protocol):
         Returns the position after that. Raises InstanceError when it cannot be certain."""
         ...
 
+    async def ask_position(self, source: Upstream) -> Position:
+        """Where `source` stands now: what a primary has flushed. The floor of a node that is about to be made from it."""
+        ...
+
     async def promote(self, timeline: int, rule: Rule) -> None:
         """Run `rule`, make sure PostgreSQL will pick `timeline` (stub history files), then promote. Returns when asked;
         whether it is primary yet is seen by `observe`."""

@@ -1,0 +1,209 @@
+"""Carries out one step on this node; what must be durable first is written here, in one place.
+
+The order of writes is the protocol's: a promise, a floor, an office is on this node's own disk before it is acted on or
+told to anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from agent.local import RestartUnderWay
+from agent.steps import (
+    ApplyRule,
+    Barrier,
+    Checkpoint,
+    CloseGate,
+    CloseRequest,
+    Copy,
+    CopyDone,
+    Follow,
+    GivePromise,
+    InitDb,
+    KeepSlots,
+    OpenGate,
+    PromiseStopped,
+    Promote,
+    Publish,
+    Restart,
+    Rewind,
+    StartPrimary,
+    StartStandby,
+    Step,
+    Stop,
+)
+from cluster.errors import InstanceError
+from cluster.model import Disk, NodeId, Position, Promise, RequestKind, Rule, Snapshot, Upstream
+from cluster.store import KeeperStore
+from postgres.instance import Instance, InstanceState, NodeDisk, Run
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a keeper remembers between turns and may lose: everything here is seen or proven anew after a restart."""
+
+    applied: Rule | None = None
+    barrier_term: int = 0
+    ready_for: str = ""
+    promoting: int = 0
+    known_end: Position | None = None
+    down_since: float | None = None
+    last_start: float | None = None
+    last_job_failed: float | None = None
+    restart: RestartUnderWay | None = None
+    was_standby: bool = False
+    generation: int = 0
+    _failed_job: bool = False
+
+    def update(self, inst: InstanceState, now: float) -> None:
+        """Bring what is remembered in line with a new look."""
+        if inst.run in (Run.DOWN, Run.HUNG):
+            if self.down_since is None:
+                self.down_since = now
+        else:
+            self.down_since = None
+        if inst.run is Run.DOWN:
+            self.forget_server()
+            if self.restart is not None and not self.restart.stopped:
+                self.restart = replace(self.restart, stopped=True)
+        if inst.in_recovery is not None:
+            self.was_standby = inst.in_recovery
+        if inst.data_generation != self.generation:
+            self.generation = inst.data_generation
+            self.known_end = None
+        elif inst.position is not None:
+            self.known_end = inst.position
+        failed = inst.job is not None and bool(inst.job.error)
+        if failed and not self._failed_job:
+            self.last_job_failed = now
+        self._failed_job = failed
+
+    def forget_server(self) -> None:
+        """Nothing that was proven of the last server is true of the next."""
+        self.applied = None
+        self.barrier_term = 0
+        self.promoting = 0
+        self.ready_for = ""
+
+
+class Performer:
+    def __init__(self, instance: Instance, disk: NodeDisk, store: KeeperStore, me: NodeId, log: logging.Logger) -> None:
+        self._instance = instance
+        self._disk = disk
+        self._store = store
+        self._me = me
+        self._log = log
+
+    async def perform(
+        self,
+        step: Step,
+        words: Disk,
+        memory: Memory,
+        snap: Snapshot | None,
+        now: float,
+        announce: Callable[[], Awaitable[None]],
+    ) -> Disk:
+        """Do `step`; the answer is what is on disk afterwards. Raises what store and instance raise."""
+        match step:
+            case InitDb():
+                await self._instance.begin_initdb()
+            case Copy(source=source):
+                words = await self._write_floor(words, source)
+                memory.known_end = None
+                await self._instance.begin_copy(source)
+                await self._answer_reclone(snap)
+            case Rewind(source=source):
+                words = await self._write_floor(words, source)
+                memory.known_end = None
+                await self._instance.begin_rewind(source)
+            case CopyDone():
+                words = await self._write(replace(words, copying=False))
+            case StartStandby(upstream=upstream):
+                if upstream is not None:
+                    words = await self._not_below(words, upstream.term)
+                memory.last_start = now
+                await self._instance.start_standby(upstream)
+            case StartPrimary(rule=rule):
+                words = await self._write(replace(words, was_primary=max(words.was_primary, rule.term)))
+                memory.last_start = now
+                memory.forget_server()
+                await self._instance.start_primary(rule)
+            case Stop(fast=fast):
+                await self._instance.stop(fast=fast)
+            case Restart(request=request):
+                memory.restart = RestartUnderWay(request)
+                await announce()
+                await self._instance.stop(fast=True)
+            case Follow(upstream=upstream):
+                words = await self._not_below(words, upstream.term)
+                await self._instance.follow(upstream)
+            case GivePromise() | PromiseStopped() | Publish():
+                words = await self._promise(step, words)
+            case Promote(term=term, timeline=timeline, rule=rule):
+                words = await self._write(replace(words, was_primary=max(words.was_primary, term)))
+                memory.forget_server()
+                await self._instance.promote(timeline, rule)
+                memory.promoting = term
+            case ApplyRule(rule=rule):
+                await self._instance.apply_rule(rule)
+                await self._instance.barrier(rule)
+                memory.applied, memory.barrier_term = rule, rule.term
+            case Barrier(rule=rule):
+                await self._instance.barrier(rule)
+                memory.applied, memory.barrier_term = rule, rule.term
+            case OpenGate():
+                await self._instance.set_gate(open=True)
+            case CloseGate():
+                await self._instance.set_gate(open=False)
+            case Checkpoint(request=request):
+                await self._instance.checkpoint()
+                memory.ready_for = request or memory.ready_for
+            case KeepSlots(nodes=nodes):
+                await self._instance.keep_slots(nodes)
+            case CloseRequest(request=request, outcome=outcome):
+                await self._store.close_request(request, outcome)
+                memory.restart = None
+            case _:
+                assert_never(step)
+        return words
+
+    async def _write(self, words: Disk) -> Disk:
+        await self._disk.write(words)
+        return words
+
+    async def _not_below(self, words: Disk, term: int) -> Disk:
+        """Following a primary of `term` is a promise, too: never to serve a lower one."""
+        return words if words.promised >= term else await self._write(replace(words, promised=term))
+
+    async def _write_floor(self, words: Disk, source: Upstream) -> Disk:
+        """A node that is being made from `source` may not be counted before it has all that `source` has now."""
+        floor = await self._instance.ask_position(source)
+        if words.floor is not None and words.floor > floor:
+            floor = words.floor
+        return await self._write(replace(words, floor=floor, copying=True, promised=max(words.promised, source.term)))
+
+    async def _promise(self, step: GivePromise | PromiseStopped | Publish, words: Disk) -> Disk:
+        match step:
+            case GivePromise(term=term):
+                position = await self._instance.detach()
+                if words.floor is not None and position < words.floor:
+                    raise InstanceError(f"stands at {position}, below its floor {words.floor}: no promise")
+                promise = Promise(self._me, term, position)
+            case PromiseStopped(term=term, position=position):
+                promise = Promise(self._me, term, position)
+            case Publish():
+                assert words.promise is not None, "only what is on disk is published"
+                promise = words.promise
+        if promise != words.promise:
+            assert promise.term >= words.promised, "a promise is never broken"
+            words = await self._write(replace(words, promised=promise.term, promise=promise))
+        await self._store.promise(promise)
+        return words
+
+    async def _answer_reclone(self, snap: Snapshot | None) -> None:
+        for request in snap.requests if snap is not None else ():
+            if request.kind is RequestKind.RECLONE and request.node == self._me and not request.outcome:
+                await self._store.close_request(request.id, f"done: the copy of {self._me} has begun; see flypg status")

@@ -1,0 +1,243 @@
+"""The keeper of one node: a turn looks, tells, chooses one step and carries it out.
+
+No asyncio here: a turn only awaits the interfaces of store, PostgreSQL and disk, so that a simulation can drive it and cut
+it off anywhere. It is simply run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from agent.execute import Memory, Performer
+from agent.local import Local
+from agent.plan import plan_next
+from agent.report import make_report, worth_telling
+from agent.steps import Plan
+from cluster import authority
+from cluster.clock import Clock
+from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
+from cluster.model import (
+    Answer,
+    Disk,
+    Durability,
+    LeaseProof,
+    Member,
+    NodeReport,
+    Phase,
+    Snapshot,
+    Upstream,
+    unstamped,
+)
+from cluster.store import KeeperStore, LeaseKeeper
+from postgres.instance import Instance, InstanceState, NodeDisk, Run
+
+SLOW_READ_S = 0.3  # what was seen before a slow read is looked at again
+
+
+class Watch(Protocol):
+    """How this node finds the primary when it asks it."""
+
+    def target(self, upstream: Upstream | None) -> None:
+        """Watch this primary from now on; None: nobody."""
+        ...
+
+    def answer(self) -> Answer: ...
+
+
+class FenceLine(Protocol):
+    """The fence that stops this node's PostgreSQL when its authority has run out."""
+
+    def arm(self, until: float) -> None: ...
+
+    def disarm(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperConfig:
+    ttl_s: float = 10.0
+    margin_s: float = 2.0
+    run: str = ""  # id of this run of the agent
+    version: str = ""
+    sentinel: bool = True
+
+
+class Keeper:
+    def __init__(
+        self,
+        *,
+        store: KeeperStore,
+        lease: LeaseKeeper,
+        instance: Instance,
+        disk: NodeDisk,
+        clock: Clock,
+        member: Member,
+        watch: Watch,
+        fence: FenceLine,
+        log: logging.Logger,
+        config: KeeperConfig = KeeperConfig(),
+    ) -> None:
+        self.member = member
+        self.snap: Snapshot | None = None
+        self.fresh = False
+        self.seen: InstanceState | None = None
+        self.plan: Plan | None = None
+        self.lease: LeaseProof | None = None
+        self.authority_until = 0.0
+        self.memory = Memory()
+        self.problem = ""
+        self._store = store
+        self._lease_keeper = lease
+        self._instance = instance
+        self._disk = disk
+        self._clock = clock
+        self._watch = watch
+        self._fence = fence
+        self._log = log
+        self._config = config
+        self._told: NodeReport | None = None
+        self._words: Disk | None = None
+        self._performer = Performer(instance, disk, store, member.node, log)
+
+    @property
+    def words(self) -> Disk | None:
+        """What this node has given its durable word on; None before the first turn."""
+        return self._words
+
+    async def renew(self) -> None:
+        """Renew the lease under which this node's report stands. Called every third of its ttl."""
+        self.lease = await self._lease_keeper.keep_lease()
+
+    async def turn(self) -> Plan:
+        """Look, tell, choose one step, carry it out. The plan says whether to look again at once."""
+        if self._words is None:
+            self._words = await self._disk.read()
+        inst = await self._look()
+        await self._read()
+        if self._clock.boottime() - self._looked_at > SLOW_READ_S:
+            inst = await self._look()
+        self._aim()
+        await self._tell(inst)
+        now = self._clock.boottime()
+        plan = plan_next(self.snap, self._local(inst), self.member, now)
+        self._journal(plan)
+        if plan.step is None:
+            self.problem = plan.why if plan.problem else ""
+            return plan
+        try:
+            words = await self._performer.perform(plan.step, self._words, self.memory, self.snap, now, self._announce)
+        except FlypgError as error:
+            self.problem = f"{plan.why}: {error}"
+            self._words = await self._disk.read()
+            raise
+        self._words = words
+        self.problem = ""
+        return plan
+
+    async def _look(self) -> InstanceState:
+        inst = await self._instance.observe()
+        self._looked_at = self._clock.boottime()
+        self.memory.update(inst, self._looked_at)
+        self.seen = inst
+        self._arm(inst)
+        return inst
+
+    async def _read(self) -> None:
+        try:
+            self.snap = await self._store.read()
+            self.fresh = True
+        except StoreUnavailable as error:
+            if self.fresh:
+                self._log.warning("etcd does not answer", extra={"error": str(error)})
+            self.fresh = False
+
+    def _aim(self) -> None:
+        """Point the watch at the primary there is, or is to be."""
+        view = self.snap.view if self.snap is not None else None
+        if view is None or view.primary in (None, self.member.node) or view.phase is Phase.FOUNDING:
+            self._watch.target(None)
+            return
+        primary = view.member(view.primary)
+        if primary is not None:
+            self._watch.target(Upstream(primary.node, primary.host, primary.ports.postgres, view.term))
+
+    def _local(self, inst: InstanceState) -> Local:
+        assert self._words is not None, "read before"
+        m = self.memory
+        return Local(
+            me=self.member.node,
+            instance=inst,
+            disk=self._words,
+            fresh=self.fresh,
+            applied=m.applied,
+            barrier_term=m.barrier_term,
+            ready_for=m.ready_for,
+            promoting=m.promoting,
+            known_end=m.known_end,
+            down_since=m.down_since,
+            last_start=m.last_start,
+            last_job_failed=m.last_job_failed,
+            restart=m.restart,
+        )
+
+    async def _tell(self, inst: InstanceState) -> None:
+        """Write the report when something changed that somebody acts on."""
+        report = make_report(
+            self.member, inst, self.snap, self.memory, self._watch.answer(), self._told, self.problem, self._config
+        )
+        if not worth_telling(self._told, report):
+            return
+        try:
+            await self._store.report(report)
+        except (StoreUnavailable, StoreConflict, OutcomeUnknown) as error:
+            self._told = None
+            if self.fresh:
+                self._log.warning("report not written", extra={"error": str(error)})
+            return
+        self._told = report
+
+    def forget_told(self) -> None:
+        """The report may be gone from etcd (its lease was lost): tell again."""
+        self._told = None
+
+    async def _announce(self) -> None:
+        """Say that a restart is on purpose, before it begins."""
+        assert self.seen is not None
+        report = make_report(
+            self.member, self.seen, self.snap, self.memory, self._watch.answer(), self._told, "", self._config
+        )
+        await self._store.report(report)
+        self._told = report
+
+    def _arm(self, inst: InstanceState) -> None:
+        """Tell the fence until when this node may be primary."""
+        view = self.snap.view if self.snap is not None else None
+        if inst.run is Run.DOWN or inst.in_recovery or view is None or self.snap is None or self.snap.spec.paused:
+            self.authority_until = 0.0
+            self._fence.disarm()
+            return
+        if inst.in_recovery is None and self.memory.was_standby:
+            return
+        if view.primary != self.member.node:
+            return  # deposed: the plan stops it at once, and the last word to the fence still counts down
+        replied = {}
+        for sender in inst.walsenders:
+            name = unstamped(sender.name)
+            if name is not None and name[1] == view.term and sender.state == "streaming" and sender.reply_seen_at:
+                replied[name[0]] = sender.reply_seen_at
+        self.authority_until = authority.valid_until(
+            view.rules,
+            self.lease,
+            replied,
+            margin_s=self._config.margin_s,
+            window_s=self._config.ttl_s - self._config.margin_s,
+            asynchronous=self.snap.spec.durability is Durability.ASYNC,
+        )
+        self._fence.arm(self.authority_until)
+
+    def _journal(self, plan: Plan) -> None:
+        if self.plan is None or replace(plan, soon=False) != replace(self.plan, soon=False):
+            name = type(plan.step).__name__ if plan.step is not None else "wait"
+            self._log.info("plan", extra={"step": name, "why": plan.why})
+        self.plan = plan

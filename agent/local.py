@@ -1,0 +1,35 @@
+"""What a keeper knows about its own node when it plans. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.model import Disk, NodeId, Position, Rule
+from postgres.instance import InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class RestartUnderWay:
+    """An operator's restart of this node's PostgreSQL."""
+
+    request: str
+    stopped: bool = False  # it has been seen down: what runs now is the new server
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """One node as its keeper sees it. Times are boottime seconds."""
+
+    me: NodeId
+    instance: InstanceState
+    disk: Disk
+    fresh: bool = True  # etcd answered this turn; without it only what needs nobody's word is done
+    applied: Rule | None = None  # the rule this server demonstrably runs, barrier passed
+    barrier_term: int = 0
+    ready_for: str = ""  # the switchover it has run a CHECKPOINT for
+    promoting: int = 0  # the term whose promotion was asked for
+    known_end: Position | None = None  # where the data of a server that is down ended when it was last looked at
+    down_since: float | None = None
+    last_start: float | None = None
+    last_job_failed: float | None = None
+    restart: RestartUnderWay | None = None

@@ -1,0 +1,54 @@
+"""What this node does next: the one function that chooses for a keeper. Pure.
+
+Order of thought: is there a word of the cluster at all; am I its primary, or is somebody, or is somebody being chosen.
+Three rules hold in every branch: a server starts as primary only when a fresh view of the current term names this node;
+no WAL is received from a term below what was promised; clients get in only when this history is known to be the line.
+"""
+
+from __future__ import annotations
+
+from agent.local import Local
+from agent.plan_primary import as_primary
+from agent.plan_standby import as_standby, promise_for
+from agent.steps import Plan, StartStandby
+from cluster.model import Member, Phase, Snapshot, View
+from postgres.instance import Data, JobKind, Run
+
+
+def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -> Plan:
+    """The next step of this keeper. `now`: seconds of this node's boottime. `member`: what this node says it is."""
+    me = member.node
+    inst = local.instance
+    if inst.job is not None and inst.job.running:
+        return Plan(None, f"{inst.job.kind.value} is running{': ' + inst.job.progress if inst.job.progress else ''}")
+    if snap is None or snap.view is None:
+        return Plan(None, "there is no cluster yet" if snap is not None else "etcd has not answered since the start")
+    view = snap.view
+    if not local.fresh:
+        return _alone(view, local)
+    if snap.spec.paused and view.phase is Phase.OPEN:
+        return Plan(None, "the cluster is paused by an operator")
+    if view.member(me) is None:
+        return Plan(None, f"{me} is not a member yet")
+    if view.system_id and inst.control is not None and inst.control.system_id not in ("", view.system_id):
+        return Plan(
+            None,
+            f"the data directory belongs to another system ({inst.control.system_id}, this cluster is {view.system_id}):"
+            " move it away, then this node copies the cluster's data",
+            problem=True,
+        )
+    if view.phase is Phase.REVOKING:
+        return promise_for(snap, view, local)
+    if view.primary == me:
+        return as_primary(snap, view, local, now)
+    return as_standby(snap, view, local, now)
+
+
+def _alone(view: View, local: Local) -> Plan:
+    """etcd does not answer: nothing is decided. A standby that died may come back to whom it followed."""
+    inst = local.instance
+    standby = view.primary != local.me and view.phase is Phase.OPEN and local.disk.promised <= view.term
+    ready = inst.data is Data.PRESENT and not local.disk.copying and inst.run is Run.DOWN
+    if standby and ready and (inst.job is None or inst.job.kind is not JobKind.REWIND):
+        return Plan(StartStandby(None), "etcd does not answer; this standby died and comes back detached")
+    return Plan(None, "etcd does not answer: everything stays as it is")

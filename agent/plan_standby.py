@@ -1,0 +1,207 @@
+"""What a node does that is not primary: promise, follow, rewind, copy. Pure."""
+
+from __future__ import annotations
+
+from agent.local import Local
+from agent.plan_primary import slots_differ
+from agent.steps import (
+    CloseRequest,
+    Copy,
+    CopyDone,
+    Follow,
+    GivePromise,
+    KeepSlots,
+    OpenGate,
+    Plan,
+    Publish,
+    Restart,
+    Rewind,
+    StartStandby,
+    Stop,
+)
+from cluster.lineage import on_line
+from cluster.model import HandoverStage, NodeId, Phase, Position, RequestKind, ServerState, Snapshot, Upstream, View
+from postgres.instance import Data, JobKind, Run
+
+JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
+HUNG_MAX_S = 30.0
+
+
+def upstream_at(view: View, node: NodeId | None) -> Upstream | None:
+    member = view.member(node)
+    return Upstream(member.node, member.host, member.ports.postgres, view.term) if member is not None else None
+
+
+def _can_promise(local: Local) -> Plan | None:
+    """What must happen before this node can say where it stands; None when it can."""
+    inst = local.instance
+    if inst.data is not Data.PRESENT or local.disk.copying:
+        return Plan(None, "no complete data: this node has nothing to promise")
+    if inst.run is Run.DOWN:
+        return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
+    if inst.run is Run.STARTING:
+        return Plan(None, "PostgreSQL is starting", soon=True)
+    if inst.run is Run.HUNG:
+        return Plan(None, "PostgreSQL does not answer: it cannot promise", problem=True)
+    if inst.in_recovery is False:
+        return Plan(Stop(fast=False), "its term is over: stop at once")
+    if inst.position is None:
+        return Plan(None, "its position is not known yet", soon=True)
+    if local.disk.floor is not None and inst.position < local.disk.floor:
+        return Plan(
+            None, f"at {inst.position}, below its floor {local.disk.floor}: it may lack what it once acknowledged"
+        )
+    return None
+
+
+def promise_for(snap: Snapshot, view: View, local: Local) -> Plan:
+    """While a term is being opened: detach, and say where this node stands."""
+    given = local.disk.promise
+    if local.disk.promised > view.term:
+        return _publish(snap, local) or Plan(None, f"this node has promised term {local.disk.promised} already")
+    if (first := _can_promise(local)) is not None:
+        return first
+    fetch = view.fetch
+    if fetch is not None and fetch.node == local.me and given is not None and given.position < fetch.until:
+        source = upstream_at(view, fetch.source)
+        position = local.instance.position
+        assert position is not None, "it can promise"
+        if position >= fetch.until:
+            return Plan(GivePromise(view.term), f"has what {fetch.source} had: promise again with it")
+        if source is not None and local.instance.upstream != source:
+            return Plan(Follow(source), f"fetch what {fetch.source} has up to {fetch.until}")
+        return Plan(None, f"fetching from {fetch.source} up to {fetch.until}", soon=True)
+    serving = fetch is not None and fetch.source == local.me
+    if given is None or given.term < view.term:
+        return Plan(GivePromise(view.term), f"term {view.term}: {view.cause}")
+    if (told := _publish(snap, local)) is not None:
+        return told
+    return Plan(
+        None, f"promised term {view.term} at {given.position}" + ("; others fetch from here" if serving else "")
+    )
+
+
+def _publish(snap: Snapshot, local: Local) -> Plan | None:
+    if local.disk.promise is not None and snap.promises.get(local.me) != local.disk.promise:
+        return Plan(Publish(), "etcd does not show the promise that is on disk")
+    return None
+
+
+def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
+    """Follow the primary of this term."""
+    inst = local.instance
+    upstream = upstream_at(view, view.primary)
+    if upstream is None:
+        return Plan(None, f"the primary {view.primary} is not among the members", problem=True)
+    if local.disk.promised > view.term and not _handing_over(view, local):
+        return Plan(None, f"this node has promised term {local.disk.promised}: it does not follow term {view.term}")
+    if (asked := _requests(snap, view, local)) is not None:
+        return asked
+    job = inst.job
+    if (
+        job is not None
+        and job.error
+        and local.last_job_failed is not None
+        and now - local.last_job_failed < JOB_PAUSE_S
+    ) and job.kind is not JobKind.REWIND:
+        return Plan(None, f"{job.kind.value} failed: {job.error}", problem=True)
+    if inst.data is not Data.PRESENT or local.disk.copying:
+        return _copy(view, local, upstream)
+    if inst.run is Run.DOWN:
+        return _start(snap, view, local, upstream)
+    if inst.run is Run.STARTING:
+        return Plan(None, "PostgreSQL is starting", soon=True)
+    if inst.run is Run.HUNG:
+        if local.down_since is not None and now - local.down_since > HUNG_MAX_S:
+            return Plan(Stop(fast=False), f"it has not answered for {HUNG_MAX_S:g} s: start it anew")
+        return Plan(None, "PostgreSQL does not answer", problem=True)
+    if inst.in_recovery is False:
+        return Plan(
+            Stop(fast=False), f"it runs as primary, but {view.primary} is primary of term {view.term}: stop at once"
+        )
+    if inst.position is None:
+        return Plan(None, "its position is not known yet", soon=True)
+    if not on_line(view.branches, inst.position, view.timeline):
+        return Plan(Stop(fast=False), f"at {inst.position} its history has left the line of timeline {view.timeline}")
+    return _attached(snap, view, local, upstream)
+
+
+def _handing_over(view: View, local: Local) -> bool:
+    return view.handover is not None and view.handover.target == local.me
+
+
+def _copy(view: View, local: Local, upstream: Upstream) -> Plan:
+    inst = local.instance
+    job = inst.job
+    if local.disk.copying and inst.data is Data.PRESENT and job is not None and not job.error:
+        return Plan(CopyDone(), f"the {job.kind.value} is complete")
+    if inst.run is not Run.DOWN:
+        return Plan(Stop(fast=False), "it is to be copied afresh")
+    if view.phase is not Phase.OPEN:
+        return Plan(None, f"a copy begins when term {view.term} is open")
+    return Plan(Copy(upstream), f"copy the data of {upstream.node}")
+
+
+def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
+    inst = local.instance
+    control = inst.control
+    if inst.job is not None and inst.job.kind is JobKind.REWIND and inst.job.error:
+        if view.phase is Phase.OPEN:
+            return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
+        return Plan(None, f"a copy begins when term {view.term} is open")
+    if control is not None and control.clean_primary:
+        end: Position | None = Position(control.timeline, control.checkpoint + 1)
+    else:
+        end = local.known_end
+    if end is not None and not on_line(view.branches, end, view.timeline):
+        source = snap.reports.get(upstream.node)
+        if view.phase is not Phase.OPEN or source is None or source.checkpoint_timeline != view.timeline:
+            return Plan(
+                None, f"{upstream.node} is not ready to be rewound from (its control file shows an older timeline)"
+            )
+        return Plan(Rewind(upstream), f"its WAL ended at {end}, beyond the fork of timeline {view.timeline}")
+    if control is not None and control.clean_primary:
+        return Plan(StartStandby(upstream), f"stopped in order at {end}: it follows {upstream.node}")
+    return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
+
+
+def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
+    inst, handover = local.instance, view.handover
+    if handover is not None and handover.target == local.me and handover.stage is HandoverStage.STOP:
+        given = snap.promises.get(view.primary) if view.primary else None
+        if local.disk.promised <= view.term and given is not None and given.term > view.term:
+            return Plan(GivePromise(given.term), f"{view.primary} has stopped: take over from it")
+        return _publish(snap, local) or Plan(None, f"waiting for {view.primary} to stop", soon=True)
+    if local.disk.promised > view.term:
+        return Plan(None, f"this node has promised term {local.disk.promised}: it does not follow term {view.term}")
+    if inst.upstream != upstream:
+        return Plan(Follow(upstream), f"{upstream.node} is primary of term {view.term}")
+    if not inst.gate_open and view.phase is Phase.OPEN:
+        return Plan(OpenGate(), "its history is the line: readers may come in")
+    if local.restart is not None and local.restart.stopped:
+        return Plan(CloseRequest(local.restart.request, f"done: {local.me} was restarted"), "the restart is done")
+    others = frozenset(m.node for m in view.members if m.node != local.me)
+    if slots_differ(inst.slots, others):
+        return Plan(KeepSlots(others), "a slot for each member")
+    if not inst.streaming:
+        return Plan(None, f"attached to {upstream.node}, not streaming yet")
+    return Plan(None, f"standby of {upstream.node} in term {view.term}")
+
+
+def _requests(snap: Snapshot, view: View, local: Local) -> Plan | None:
+    inst = local.instance
+    for request in snap.requests:
+        if request.node != local.me or request.outcome or view.phase is not Phase.OPEN:
+            continue
+        if request.kind is RequestKind.RESTART and local.restart is None and inst.run is Run.UP:
+            return Plan(Restart(request.id), f"restart, asked for by {request.asked_by}")
+        if request.kind is RequestKind.RECLONE and not local.disk.copying:
+            source = snap.reports.get(view.primary) if view.primary else None
+            if source is None or source.state is not ServerState.PRIMARY:
+                continue
+            if inst.run is not Run.DOWN:
+                return Plan(Stop(fast=True), f"to be copied afresh, asked for by {request.asked_by}")
+            target = upstream_at(view, view.primary)
+            assert target is not None
+            return Plan(Copy(target), f"copy afresh, asked for by {request.asked_by}")
+    return None

@@ -1,0 +1,81 @@
+"""Since when the leading sentinel has seen what it sees, by its own clock. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.model import NodeId, Phase, Snapshot, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """Times are seconds of this sentinel's boottime. A new leader starts with no grudges: all counting starts anew."""
+
+    since: float  # when it began to look
+    stage: tuple[object, ...] = ()  # (term, phase, stage of the handover) of the view
+    stage_since: float = 0.0
+    absent: tuple[tuple[NodeId, float], ...] = ()  # members without a report, since when
+    verdicts: tuple[tuple[NodeId, Verdict, float], ...] = ()  # what each node says of the primary, since when
+    unattached: tuple[tuple[NodeId, float], ...] = ()  # members that the primary does not see streaming, since when
+    restarting_since: float | None = None  # the primary has announced a restart
+    silent_failover_at: float | None = None  # when a failover without first-hand evidence was last begun
+
+    def absent_for(self, node: NodeId, now: float) -> float:
+        """Seconds without a report of `node`; 0 when there is one."""
+        return next((now - at for n, at in self.absent if n == node), 0.0)
+
+    def unattached_for(self, node: NodeId, now: float) -> float:
+        """Seconds since the primary last saw `node` streaming; 0 when it does."""
+        return next((now - at for n, at in self.unattached if n == node), 0.0)
+
+
+def observe(old: Observations | None, snap: Snapshot, now: float) -> Observations:
+    """Bring what was seen up to date with what is in etcd now."""
+    before = old if old is not None else Observations(since=now)
+    view = snap.view
+    if view is None:
+        return Observations(since=before.since)
+    stage = (view.term, view.phase, view.handover.stage if view.handover else None)
+    absent_since = dict(before.absent)
+    unattached_since = dict(before.unattached) if before.stage[:1] == (view.term,) else {}
+    verdict_since = {n: (v, at) for n, v, at in before.verdicts}
+    primary = snap.reports.get(view.primary) if view.primary else None
+    attached = {s.node for s in primary.standbys} if primary else None
+
+    absent, verdicts, unattached = [], [], []
+    for member in view.members:
+        node = member.node
+        report = snap.reports.get(node)
+        if report is None:
+            absent.append((node, absent_since.get(node, now)))
+        elif report.verdict is not None and report.verdict.term == view.term:
+            known = verdict_since.get(node)
+            verdicts.append((node, report.verdict, known[1] if known and known[0] == report.verdict else now))
+        if node != view.primary:
+            if attached is None:  # the primary says nothing: what it saw last may not be held against anybody
+                if node in unattached_since:
+                    unattached.append((node, now))
+            elif node not in attached:
+                unattached.append((node, unattached_since.get(node, now)))
+
+    restarting = primary is not None and primary.restarting
+    silent_at = before.silent_failover_at
+    if (
+        before.stage
+        and before.stage[0] != view.term
+        and view.phase is Phase.REVOKING
+        and view.cause.startswith("no answer")
+    ):
+        silent_at = now
+    return Observations(
+        since=before.since,
+        stage=stage,
+        stage_since=before.stage_since if before.stage == stage else now,
+        absent=tuple(absent),
+        verdicts=tuple(verdicts),
+        unattached=tuple(unattached),
+        restarting_since=(before.restarting_since if before.restarting_since is not None else now)
+        if restarting
+        else None,
+        silent_failover_at=silent_at,
+    )
