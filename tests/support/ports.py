@@ -1,38 +1,5 @@
-"""Free ports on loopback for tests that run in parallel, outside the kernel's range for outgoing connections."""
+"""Free ports on loopback for tests that run in parallel."""
 
-from __future__ import annotations
+from chaos.ports import free_ports
 
-import fcntl
-import socket
-from pathlib import Path
-
-FIRST, LAST = 20000, 32000
-COUNTER = Path("/tmp/flypg-test-ports")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def free_ports(count: int) -> list[int]:
-    """`count` ports that nobody listens on and that no other test was given lately (a shared counter, under a lock)."""
-    COUNTER.touch(mode=0o666, exist_ok=True)
-    with COUNTER.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        text = file.read().strip()
-        port = int(text) if text.isdigit() and FIRST <= int(text) < LAST else FIRST
-        found: list[int] = []
-        while len(found) < count:
-            port = port + 1 if port + 1 < LAST else FIRST
-            if _free(port):
-                found.append(port)
-        file.seek(0)
-        file.truncate()
-        file.write(str(port))
-        return found
+__all__ = ["free_ports"]

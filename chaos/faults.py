@@ -1,0 +1,316 @@
+"""What can be broken, and how each is mended again.
+
+A fault is a function of the testbed and its victim that breaks something at once and returns its undo. An undo may be
+called when nothing is left to mend. Faults on a machine's cable need a testbed with namespaces; full volumes need one
+that was built with small ones.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos import processes
+from chaos.netns import Network
+from chaos.places import Node, Place
+from chaos.processes import Process
+from chaos.target import Target, TestbedError
+
+Undo = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A thing to break. `victim`: "primary", "standby", "etcd" or "" (no node in particular)."""
+
+    name: str
+    about: str
+    begin: Callable[[Target, Node], Undo]
+    victim: str = "primary"
+    namespaces: bool = False
+
+
+def nothing() -> None:
+    """The undo of a fault that heals by itself or is healed by the agent."""
+
+
+# --- kill and freeze ----------------------------------------------------------------------------------------------
+
+
+def _kill(victims: Iterable[Process], what: str) -> None:
+    found = list(victims)
+    if not found:
+        raise TestbedError(f"nothing to kill: {what} does not run")
+    processes.send(found, signal.SIGKILL)
+
+
+def _freeze(look: Callable[[], list[Process]], what: str) -> Undo:
+    """Stop what `look` finds, again until it finds nothing new: a process may have forked meanwhile."""
+    frozen: dict[int, Process] = {}
+    for _ in range(5):
+        new = [p for p in look() if p.pid not in frozen]
+        if not new:
+            break
+        processes.send(new, signal.SIGSTOP)
+        frozen |= {p.pid: p for p in new}
+    if not frozen:
+        raise TestbedError(f"nothing to freeze: {what} does not run")
+    return lambda: processes.send(frozen.values(), signal.SIGCONT)
+
+
+def _one(process: Process | None) -> list[Process]:
+    return [process] if process is not None else []
+
+
+def kill_postmaster(bed: Target, node: Node) -> Undo:
+    _kill(_one(node.postmaster()), "the postmaster")
+    return nothing
+
+
+def kill_postgres(bed: Target, node: Node) -> Undo:
+    _kill(node.postgres(), "PostgreSQL")
+    return nothing
+
+
+def kill_agent(bed: Target, node: Node) -> Undo:
+    _kill(_one(node.agent), "the agent")
+    return lambda: restart_agent(node)
+
+
+def kill_fence(bed: Target, node: Node) -> Undo:
+    _kill(node.helpers("agent.fence"), "the fence")
+    return nothing
+
+
+def kill_haproxy(bed: Target, node: Node) -> Undo:
+    _kill(node.helpers("haproxy"), "HAProxy")
+    return nothing
+
+
+def kill_pgbouncer(bed: Target, node: Node) -> Undo:
+    _kill(node.helpers("pgbouncer"), "PgBouncer")
+    return nothing
+
+
+def kill_node(bed: Target, node: Node) -> Undo:
+    _freeze(node.all, node.name)  # all of it at the same instant: nothing may see something else die
+    node.kill()
+    return lambda: restart_agent(node)
+
+
+def restart_agent(node: Node) -> None:
+    """Start a node's agent again unless it runs."""
+    if not node.running:
+        node.start()
+
+
+def freeze_postmaster(bed: Target, node: Node) -> Undo:
+    return _freeze(lambda: _one(node.postmaster()), "the postmaster")
+
+
+def freeze_postgres(bed: Target, node: Node) -> Undo:
+    return _freeze(node.postgres, "PostgreSQL")
+
+
+def freeze_agent(bed: Target, node: Node) -> Undo:
+    return _freeze(lambda: _one(node.agent), "the agent")
+
+
+def freeze_fence(bed: Target, node: Node) -> Undo:
+    return _freeze(lambda: node.helpers("agent.fence"), "the fence")
+
+
+def freeze_node(bed: Target, node: Node) -> Undo:
+    return _freeze(node.all, node.name)
+
+
+# --- the network --------------------------------------------------------------------------------------------------
+
+
+def _network(bed: Target) -> Network:
+    if bed.network is None:
+        raise TestbedError("this fault cuts cables: it needs a testbed with namespaces")
+    return bed.network
+
+
+def isolate(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    network.drop(node.name, chain="INPUT")
+    network.drop(node.name, chain="OUTPUT")
+    return lambda: network.heal(node.name)
+
+
+def deaf(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    network.drop(node.name, chain="INPUT")
+    return lambda: network.heal(node.name)
+
+
+def mute(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    network.drop(node.name, chain="OUTPUT")
+    return lambda: network.heal(node.name)
+
+
+def _cut_from(network: Network, place: str, others: Iterable[str]) -> None:
+    for address in others:
+        network.drop(place, chain="INPUT", match=["-s", address])
+        network.drop(place, chain="OUTPUT", match=["-d", address])
+
+
+def cut_etcd(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    _cut_from(network, node.name, [member.address for member in bed.etcd.values()])
+    return lambda: network.heal(node.name)
+
+
+def cut_replication(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    _cut_from(network, node.name, [other.address for other in bed.nodes.values() if other.name != node.name])
+    return lambda: network.heal(node.name)
+
+
+def cut_clients(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    _cut_from(network, node.name, [network.host_address])
+    return lambda: network.heal(node.name)
+
+
+def lossy(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    network.lose(node.name, 0.2)
+    return lambda: network.heal(node.name)
+
+
+def lose_machine(bed: Target, node: Node) -> Undo:
+    network = _network(bed)
+    heal = isolate(bed, node)  # first: a dying kernel closes no connection
+    node.kill()
+
+    def undo() -> None:
+        heal()
+        restart_agent(node)
+
+    assert network is bed.network
+    return undo
+
+
+# --- etcd ---------------------------------------------------------------------------------------------------------
+
+
+def etcd_leader(bed: Target) -> Place:
+    """The member that leads etcd. Raises TestbedError when none says so."""
+    for place in bed.etcd.values():
+        fields = bed.etcdctl("endpoint", "status", endpoint=place.endpoint).split(", ")
+        if len(fields) > 4 and fields[4] == "true":
+            return place
+    raise TestbedError("no member of etcd says that it leads")
+
+
+def _kill_etcd(places: Iterable[Place]) -> Undo:
+    found = list(places)
+    for place in found:
+        place.kill()
+
+    def undo() -> None:
+        for place in found:
+            if not place.running:
+                place.start()
+
+    return undo
+
+
+def kill_etcd_leader(bed: Target, node: Node) -> Undo:
+    return _kill_etcd([etcd_leader(bed)])
+
+
+def kill_etcd_member(bed: Target, node: Node) -> Undo:
+    leader = etcd_leader(bed)
+    return _kill_etcd([next(place for place in bed.etcd.values() if place is not leader)])
+
+
+def kill_etcd(bed: Target, node: Node) -> Undo:
+    return _kill_etcd(bed.etcd.values())
+
+
+def freeze_etcd(bed: Target, node: Node) -> Undo:
+    pids = [place.process.pid for place in bed.etcd.values() if place.process is not None]
+    return _freeze(lambda: [p for pid in pids for p in _one(processes.look(pid))], "etcd")
+
+
+def freeze_etcd_leader(bed: Target, node: Node) -> Undo:
+    process = etcd_leader(bed).process
+    assert process is not None, "it answered"
+    return _freeze(lambda: _one(processes.look(process.pid)), "etcd's leader")
+
+
+# --- full volumes -------------------------------------------------------------------------------------------------
+
+
+def fill(volume: Path) -> Undo:
+    """Write a file until the volume has no byte left; the undo removes it."""
+    if not os.path.ismount(volume):
+        raise TestbedError(f"{volume} is no volume of its own: it would fill the whole machine")
+    ballast = volume / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            for size in (1 << 20, 4096, 1):
+                block = b"\0" * size
+                while True:
+                    try:
+                        if file.write(block) < size:
+                            break
+                    except OSError:
+                        break
+        finally:
+            file.flush()
+    return lambda: ballast.unlink(missing_ok=True)
+
+
+def fill_wal(bed: Target, node: Node) -> Undo:
+    return fill(node.wal_volume)
+
+
+def fill_data(bed: Target, node: Node) -> Undo:
+    return fill(node.directory)
+
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("kill-postmaster", "kill -9 of the primary's postmaster", kill_postmaster),
+        Fault("kill-postgres", "kill -9 of all of the primary's PostgreSQL", kill_postgres),
+        Fault("kill-agent", "kill -9 of the primary's agent, and nobody restarts it", kill_agent),
+        Fault("kill-fence", "kill -9 of the primary's fence", kill_fence),
+        Fault("kill-haproxy", "kill -9 of a standby's HAProxy", kill_haproxy, victim="standby"),
+        Fault("kill-pgbouncer", "kill -9 of a standby's PgBouncer", kill_pgbouncer, victim="standby"),
+        Fault("kill-node", "kill -9 of everything on the primary's node", kill_node),
+        Fault("kill-standby", "kill -9 of everything on a standby's node", kill_node, victim="standby"),
+        Fault("freeze-postmaster", "SIGSTOP of the primary's postmaster only", freeze_postmaster),
+        Fault("freeze-postgres", "SIGSTOP of all of the primary's PostgreSQL", freeze_postgres),
+        Fault("freeze-agent", "SIGSTOP of the primary's agent", freeze_agent),
+        Fault("freeze-fence", "SIGSTOP of the primary's fence", freeze_fence),
+        Fault("freeze-node", "SIGSTOP of everything on the primary's node", freeze_node),
+        Fault("freeze-standby", "SIGSTOP of everything on a standby's node", freeze_node, victim="standby"),
+        Fault("lose-machine", "the primary's machine is gone: no packet, no process", lose_machine, namespaces=True),
+        Fault("isolate", "no packet to or from the primary's node", isolate, namespaces=True),
+        Fault("deaf", "no packet reaches the primary's node; it still sends", deaf, namespaces=True),
+        Fault("mute", "no packet leaves the primary's node; it still receives", mute, namespaces=True),
+        Fault("lossy", "a fifth of the primary's packets is lost", lossy, namespaces=True),
+        Fault("cut-etcd", "the primary's node is cut off from etcd only", cut_etcd, namespaces=True),
+        Fault(
+            "cut-replication", "the primary's node is cut off from the other nodes", cut_replication, namespaces=True
+        ),
+        Fault("cut-clients", "the primary's node is cut off from clients outside", cut_clients, namespaces=True),
+        Fault("kill-etcd-leader", "kill -9 of etcd's leader", kill_etcd_leader, victim="etcd"),
+        Fault("kill-etcd-member", "kill -9 of a follower of etcd", kill_etcd_member, victim="etcd"),
+        Fault("kill-etcd", "kill -9 of all of etcd", kill_etcd, victim="etcd"),
+        Fault("freeze-etcd", "SIGSTOP of all of etcd", freeze_etcd, victim="etcd"),
+        Fault("freeze-etcd-leader", "SIGSTOP of etcd's leader", freeze_etcd_leader, victim="etcd"),
+        Fault("fill-wal", "the primary's WAL volume is full", fill_wal),
+        Fault("fill-data", "the primary's data volume is full; its WAL has room", fill_data),
+    )
+}

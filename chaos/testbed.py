@@ -1,0 +1,222 @@
+"""A whole cluster on this machine, made to be broken: etcd members and nodes as processes, each node under its agent.
+
+Two kinds. On loopback every node has ports of its own; no rights are needed, and machines cannot be cut off. With
+`namespaces` every node and every etcd member lives in its own network namespace with its own address and the usual
+ports, and can be cut off from the rest (chaos/netns.py); that needs root. Everything lies in one temporary directory.
+What a testbed started is stopped by pid when it is closed, at the end of the process, or, when that was killed, by the
+next testbed (`remove_leftovers`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from chaos import processes
+from chaos.netns import Network
+from chaos.places import USUAL, Node, Place, environment
+from chaos.ports import free_ports
+from chaos.target import Target, TestbedError
+from cluster.model import Ports
+
+PREFIX = "fpd"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to build."""
+
+    nodes: int = 3
+    etcd: int = 3
+    namespaces: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)  # settings of every node
+    node_env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # and of single ones
+    spec: tuple[str, ...] = ()  # wishes, as `flypg init` takes them
+    cluster: str = "drill"
+    data_mb: int = 0  # each node's directory is a volume of this size; 0: it is not (needs root)
+    wal_mb: int = 0  # and so is its WAL
+
+
+class Testbed(Target):
+    """A running cluster. Use as a context manager."""
+
+    __test__ = False
+
+    def __init__(self, plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
+        remove_leftovers()
+        super().__init__(plan.cluster, say)
+        self.plan = plan
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
+        self.directory.chmod(0o711)  # PostgreSQL runs as another user and must get through
+        self.network = Network.create() if plan.namespaces else None
+        self._closed = False
+        self.secrets = {key: secrets.token_urlsafe(18) for key in ("SU_PASSWORD", "OPERATOR_PASSWORD", "REPL_PASSWORD")}
+        atexit.register(self.close)
+
+    def __enter__(self) -> Testbed:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # --- building -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start etcd and all nodes; returns when the cluster is healthy."""
+        self._say(f"starting {self.plan.etcd} etcd and {self.plan.nodes} nodes in {self.directory}")
+        self._start_etcd()
+        if self.plan.spec:
+            self.flypg("init", *self.plan.spec)
+        for number in range(1, self.plan.nodes + 1):
+            self.add_node(f"n{number}")
+        self.wait_healthy()
+        if self.plan.wal_mb:
+            for node in [*self.standbys, self.primary]:
+                self._move_wal(node, self.plan.wal_mb)
+
+    def _move_wal(self, node: Node, size_mb: int) -> None:
+        """Give a node's WAL a small volume of its own, while the node is down."""
+        node.kill()
+        node.wal_volume = self.directory / f"{node.name}-wal"
+        _mount(node.wal_volume, size_mb)
+        wal = node.pgdata / "pg_wal"
+        owner = wal.stat()
+        home = node.wal_volume / "pg_wal"
+        shutil.move(wal, home)
+        for path in [node.wal_volume, home, *home.rglob("*")]:
+            os.chown(path, owner.st_uid, owner.st_gid)
+        wal.symlink_to(home)
+        os.chown(wal, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        node.start()
+        self.wait_healthy()
+
+    def _place(self, name: str) -> tuple[str, list[str]]:
+        """Address of a new place, and what goes before its command."""
+        if self.network is None:
+            return "127.0.0.1", []
+        return self.network.add(name), self.network.inside(name)
+
+    def _start_etcd(self) -> None:
+        names = [f"e{number}" for number in range(1, self.plan.etcd + 1)]
+        where = {}
+        for name in names:
+            address, before = self._place(name)
+            client, peer = free_ports(2) if self.network is None else (2379, 2380)
+            where[name] = (address, before, client, peer)
+        peers = ",".join(f"{name}=http://{address}:{peer}" for name, (address, _, _, peer) in where.items())
+        for name, (address, before, client, peer) in where.items():
+            directory = self.directory / name
+            directory.mkdir()
+            place = Place(name, address, directory, self.directory / f"{name}.log", env=environment({}))
+            url = f"http://{address}:{client}"
+            place.command = [*before, "etcd", "--name", name, "--data-dir", str(directory), "--log-level", "warn"]
+            place.command += ["--listen-client-urls", url, "--advertise-client-urls", url]
+            place.command += ["--listen-peer-urls", f"http://{address}:{peer}"]
+            place.command += ["--initial-advertise-peer-urls", f"http://{address}:{peer}"]
+            place.command += ["--initial-cluster", peers, "--initial-cluster-token", self.directory.name]
+            place.endpoint = f"{address}:{client}"
+            place.start()
+            self.etcd[name] = place
+        self._until(lambda: "" if self.etcd_healthy() else "etcd does not answer", 30, self.etcd.values())
+
+    def etcd_healthy(self) -> bool:
+        return bool(self.etcdctl("put", "/drill/alive", "1"))
+
+    def add_node(self, name: str, **env: str) -> Node:
+        """Start a new node; it joins by itself."""
+        address, before = self._place(name)
+        ports = USUAL if self.network is not None else Ports(*free_ports(7))
+        directory = self.directory / name
+        directory.mkdir()
+        if self.plan.data_mb:
+            _mount(directory, self.plan.data_mb)
+        directory.chmod(0o711)
+        node = Node(name, address, directory, self.directory / f"{name}.log", ports=ports)
+        node.pgdata = directory / "pgdata"
+        node.password = self.secrets["SU_PASSWORD"]
+        node.command = [*before, sys.executable, "-m", "flypg", "agent"]
+        own = {**self.plan.env, **self.plan.node_env.get(name, {}), **env}
+        node.env = environment({**self._settings(node), **self.secrets, **own})
+        node.start()
+        self.nodes[name] = node
+        return node
+
+    def _settings(self, node: Node) -> dict[str, str]:
+        p = node.ports
+        return {
+            "FLYPG_CLUSTER": self.cluster,
+            "FLYPG_NODE": node.name,
+            "FLYPG_HOST": node.address,
+            "FLYPG_DATA_DIR": str(node.directory),
+            "FLYPG_ETCD_ENDPOINTS": ",".join(self.endpoints),
+            "FLYPG_PROXY_PORT": str(p.proxy),
+            "FLYPG_POSTGRES_PORT": str(p.postgres),
+            "FLYPG_READ_PORT": str(p.read),
+            "FLYPG_POOLER_PORT": str(p.pooler),
+            "FLYPG_HTTP_PORT": str(p.http),
+            "FLYPG_METRICS_PORT": str(p.metrics),
+            "FLYPG_STATS_PORT": str(p.stats),
+        }
+
+    # --- stopping -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop everything and remove every trace. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for node in self.nodes.values():
+            processes.send(node.all(), signal.SIGCONT)
+            node.kill()
+        for place in self.etcd.values():
+            place.kill()
+        super().close()
+        _remove(self.directory)
+        if self.network is not None:
+            self.network.close()
+
+
+def _mount(directory: Path, size_mb: int) -> None:
+    directory.mkdir(exist_ok=True)
+    options = f"size={size_mb}m,mode=0711"
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise TestbedError(f"cannot mount a small volume at {directory}: {done.stderr.strip()}")
+
+
+def _remove(directory: Path) -> None:
+    """Stop what still runs below `directory`, unmount what is mounted there, remove it."""
+    left = processes.belonging(directory, processes.everything())
+    processes.send(left, signal.SIGKILL)
+    processes.wait_gone(left, 5)
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((m for m in mounts if m.startswith(f"{directory}/")), reverse=True):
+        subprocess.run(["umount", "-l", mount], capture_output=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_leftovers() -> None:
+    """Remove testbeds whose process is gone."""
+    for directory in Path("/tmp").glob(f"{PREFIX}[0-9]*-*"):
+        owner = directory.name.removeprefix(PREFIX).partition("-")[0]
+        mine = directory.stat().st_uid == os.geteuid()
+        if mine and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            _remove(directory)
