@@ -16,6 +16,7 @@ import asyncio
 import os
 import queue
 import threading
+import warnings
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,10 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # we only ever fork to e
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # every error reaches us as a status
 
 import grpc
-from etcd3 import etcdrpc
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # for the same age
+    from etcd3 import etcdrpc
 
 from cluster.endpoints import Endpoint, EtcdOptions
 from cluster.errors import FlypgError, OutcomeUnknown, SettingsError, StoreUnavailable

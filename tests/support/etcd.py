@@ -62,7 +62,7 @@ class TestMember:
 
 @dataclass(slots=True)
 class TestEtcd:
-    """An etcd cluster on loopback. `tls`: serves clients with this certificate, and asks them for one of the same CA."""
+    """An etcd cluster on loopback. `tls`: clients must show a certificate of the same CA."""
 
     __test__ = False
 
