@@ -1,0 +1,159 @@
+"""How bytes are compressed, sealed and checked before they enter a repository.
+
+Every object is one zstd frame with a checksum, readable by `zstd -dc`. With a key it is sealed around that: a header,
+then chunks of AES-256-GCM in the STREAM construction. Each object has a key of its own (HKDF of the repository's key
+and a random salt), the nonce counts chunks and marks the last, and the object's name is authenticated with the header:
+bytes that were cut short, reordered, or moved to another name do not open.
+
+    "FPE1" | key id, 8 bytes | salt, 32 bytes | chunk, chunk, …       chunk: 1 MiB of plain text + 16 bytes of tag
+    nonce: 11 bytes counter, big-endian | 1 byte: 1 for the last chunk, else 0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backups.errors import ObjectDamaged
+from cluster.errors import SettingsError
+
+if TYPE_CHECKING:
+    import zstandard
+
+MAGIC = b"FPE1"
+CHUNK_BYTES = 1 << 20
+TAG_BYTES = 16
+HEADER_BYTES = 4 + 8 + 32
+
+
+class SealingKey:
+    """The key of a repository: 32 bytes that an operator keeps somewhere else, too."""
+
+    def __init__(self, secret: bytes) -> None:
+        assert len(secret) == 32
+        self._secret = secret
+        self.key_id = hashlib.sha256(b"flypg key id" + secret).digest()[:8]
+
+    def _of_object(self, salt: bytes) -> bytes:
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        return HKDF(hashes.SHA256(), 32, salt, b"flypg object v1").derive(self._secret)
+
+    def seal(self, plain: bytes, name: str) -> bytes:
+        """`plain`, so that only this key opens it, and only under `name`."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        salt = os.urandom(32)
+        header = MAGIC + self.key_id + salt
+        cipher = AESGCM(self._of_object(salt))
+        about = header + name.encode()
+        view = memoryview(plain)
+        out = [header]
+        count = max(1, -(-len(plain) // CHUNK_BYTES))
+        for i in range(count):
+            nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
+            out.append(cipher.encrypt(nonce, view[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES], about))
+        return b"".join(out)
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """What was sealed under `name`. Raises ObjectDamaged when these bytes are not that."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        if len(sealed) < HEADER_BYTES + TAG_BYTES or sealed[:4] != MAGIC:
+            raise ObjectDamaged(f"{name}: not an encrypted object of flypg")
+        header = sealed[:HEADER_BYTES]
+        if header[4:12] != self.key_id:
+            raise ObjectDamaged(
+                f"{name}: sealed with key {header[4:12].hex()}, but the key given is {self.key_id.hex()}"
+            )
+        cipher = AESGCM(self._of_object(header[12:]))
+        body = memoryview(sealed)[HEADER_BYTES:]
+        step = CHUNK_BYTES + TAG_BYTES
+        count = -(-len(body) // step)
+        out = []
+        for i in range(count):
+            nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
+            try:
+                out.append(cipher.decrypt(nonce, body[i * step : (i + 1) * step], header + name.encode()))
+            except InvalidTag:
+                raise ObjectDamaged(f"{name}: chunk {i} of {count} was altered, cut short or moved here") from None
+        return b"".join(out)
+
+
+def read_key(text: str, path: str) -> SealingKey | None:
+    """The key from the environment (64 hexadecimal digits) or from a file of them; None: no encryption is wished."""
+    if text and path:
+        raise SettingsError("FLYPG_SNAPSHOT_KEY_FILE", path, "set either this or FLYPG_SNAPSHOT_KEY, not both")
+    where = "FLYPG_SNAPSHOT_KEY" if text else "FLYPG_SNAPSHOT_KEY_FILE"
+    if path:
+        try:
+            text = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(where, path, f"cannot be read: {error}") from None
+        if not text:
+            raise SettingsError(where, path, "is empty; 64 hexadecimal digits are expected (openssl rand -hex 32)")
+    if not text:
+        return None
+    try:
+        secret = bytes.fromhex(text.strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise SettingsError(where, path or "…", "must be 64 hexadecimal digits (openssl rand -hex 32)")
+    return SealingKey(secret)
+
+
+class Codec:
+    """Compression, and encryption when there is a key. Safe to use from several threads."""
+
+    def __init__(self, *, level: int = 1, key: SealingKey | None = None) -> None:
+        self.level = level
+        self.key = key
+        self.suffix = ".enc" if key else ""
+
+    def stream(self) -> zstandard.ZstdCompressionObj:
+        """A compressor that takes one frame piece by piece."""
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=self.level, write_checksum=True).compressobj()
+
+    def pack(self, plain: bytes, name: str) -> bytes:
+        """One object: compressed, then sealed under `name`."""
+        import zstandard
+
+        frame = zstandard.ZstdCompressor(level=self.level, write_checksum=True).compress(plain)
+        return self.seal(frame, name)
+
+    def seal(self, frame: bytes, name: str) -> bytes:
+        return self.key.seal(frame, name) if self.key else frame
+
+    def open(self, stored: bytes, name: str) -> bytes:
+        """The zstd frame inside a stored object."""
+        if self.key:
+            return self.key.open(stored, name)
+        if stored[:4] == MAGIC:
+            raise ObjectDamaged(
+                f"{name}: is encrypted; give the key with FLYPG_SNAPSHOT_KEY or FLYPG_SNAPSHOT_KEY_FILE"
+            )
+        return stored
+
+    def unpack(self, stored: bytes, name: str, limit: int = 1 << 30) -> bytes:
+        """What `pack` was given. Raises ObjectDamaged for anything else, and for more than `limit` bytes."""
+        import zstandard
+
+        frame = self.open(stored, name)
+        try:
+            size = zstandard.frame_content_size(frame)  # -1: not said, which `pack` never leaves out
+            if not 0 <= size <= limit:
+                raise ObjectDamaged(f"{name}: says that it unpacks to {size} bytes; expected at most {limit}")
+            return zstandard.ZstdDecompressor().decompress(frame) if size else b""
+        except zstandard.ZstdError as error:
+            raise ObjectDamaged(f"{name}: {error}") from None
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,217 @@
+"""A repository: paths, snapshots and WAL on top of an object store. Knows names and encodings, decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+from backups import layout
+from backups.catalog import (
+    Part,
+    SnapshotRecord,
+    Verification,
+    decode_record,
+    decode_verification,
+    encode_record,
+    encode_verification,
+    parse_json,
+)
+from backups.codec import Codec, sha256
+from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing
+from backups.layout import FORMAT_VERSION, PathName
+from backups.objects import ObjectInfo, ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class PathInfo:
+    """What is written down when a path begins."""
+
+    cluster: str
+    system_id: str
+    incarnation: str
+    created_at: float  # seconds since 1970
+    parent: str = ""  # "PATH SNAPSHOT" that it was restored from; "" for a cluster that began empty
+
+    @property
+    def name(self) -> PathName:
+        return PathName(self.cluster, self.system_id, self.incarnation)
+
+
+class Repository:
+    """All paths under one prefix."""
+
+    def __init__(self, store: ObjectStore, codec: Codec) -> None:
+        self.store = store
+        self.codec = codec
+
+    def open(self, *, create: bool = True) -> None:
+        """Check that the format is ours, and mark a new repository. Raises StoredFormatError."""
+        if create:
+            self.store.put(layout.MARKER, json.dumps({"format_version": FORMAT_VERSION}).encode())
+        try:
+            parse_json(self.store.get(layout.MARKER), f"{self.store.describe()}: {layout.MARKER}")
+        except ObjectMissing:
+            raise ObjectMissing(f"{self.store.describe()}: no repository of flypg is here") from None
+
+    def paths(self, cluster: str = "") -> list[PathInfo]:
+        """The paths (of `cluster`, or all), oldest first."""
+        found = []
+        for info in self.store.list(f"_paths/{cluster}/" if cluster else "_paths/"):
+            found.append(PathInfo(**parse_json(self.store.get(info.key), info.key)))
+        return sorted(found, key=lambda p: p.created_at)
+
+    def begin_path(self, info: PathInfo) -> Path:
+        """The path of this name; written down if it is new."""
+        path = Path(self, info.name)
+        body = json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, indent=1).encode()
+        self.store.put(f"_paths/{info.name}.json", body)
+        return path
+
+    def path(self, name: PathName) -> Path:
+        return Path(self, name)
+
+
+class Path:
+    """One history of one cluster."""
+
+    def __init__(self, repository: Repository, name: PathName) -> None:
+        self.name = name
+        self._store = repository.store
+        self._codec = repository.codec
+
+    def describe(self) -> str:
+        return f"{self._store.describe()}/{self.name}"
+
+    def _full(self, key: str) -> str:
+        return f"{self.name}/{key}"
+
+    # parts of snapshots
+
+    def put_part(self, key: str, frame: bytes) -> Part:
+        """Store one zstd frame. `key` has no suffix of encryption."""
+        key += self._codec.suffix
+        return self._put_part(key, self._codec.seal(frame, key))
+
+    def put_manifest(self, snapshot: str, manifest: bytes) -> Part:
+        key = f"{layout.manifest_key(snapshot)}.zst{self._codec.suffix}"
+        return self._put_part(key, self._codec.pack(manifest, key))
+
+    def _put_part(self, key: str, data: bytes) -> Part:
+        if not self._store.put(self._full(key), data) and self._store.get(self._full(key)) != data:
+            raise DifferentContent(f"{self.describe()}: {key} exists with other content")
+        return Part(key, len(data), sha256(data))
+
+    def get_part(self, part: Part) -> bytes:
+        """The zstd frame of a part, checked. Raises ObjectMissing, ObjectDamaged."""
+        data = self._store.get(self._full(part.key))
+        if len(data) != part.size or sha256(data) != part.sha256:
+            raise ObjectDamaged(
+                f"{self.describe()}: {part.key}: {len(data)} bytes of SHA-256 {sha256(data)[:12]}…, "
+                f"but {part.size} of {part.sha256[:12]}… were stored"
+            )
+        return self._codec.open(data, part.key)
+
+    def get_manifest(self, record: SnapshotRecord) -> bytes:
+        data = self._store.get(self._full(record.manifest.key))
+        if sha256(data) != record.manifest.sha256:
+            raise ObjectDamaged(f"{self.describe()}: {record.manifest.key}: the checksum does not fit")
+        return self._codec.unpack(data, record.manifest.key)
+
+    # the catalogue
+
+    def commit(self, record: SnapshotRecord) -> None:
+        """Make a snapshot exist."""
+        body = encode_record(record)
+        key = self._full(layout.catalog_key(record.id))
+        if not self._store.put(key, body) and self._store.get(key) != body:
+            raise DifferentContent(f"{self.describe()}: snapshot {record.id} is committed already")
+
+    def snapshot(self, snapshot: str) -> SnapshotRecord:
+        """Raises ObjectMissing when there is no such snapshot."""
+        key = layout.catalog_key(snapshot)
+        record = decode_record(self._store.get(self._full(key)), key)
+        try:
+            key = layout.verified_key(snapshot)
+            return record.verified(decode_verification(self._store.get(self._full(key)), key))
+        except ObjectMissing:
+            return record
+
+    def snapshots(self) -> list[SnapshotRecord]:
+        """All snapshots that exist, oldest first."""
+        found = []
+        for info in self._store.list(self._full("catalog/")):
+            try:
+                found.append(self.snapshot(info.key.rpartition("/")[2].removesuffix(".json")))
+            except ObjectMissing:
+                continue  # deleted since the listing
+        return sorted(found, key=lambda s: (s.finished_at, s.id))
+
+    def pin(self, record: SnapshotRecord, pinned: bool) -> None:
+        self._store.put(
+            self._full(layout.catalog_key(record.id)), encode_record(replace(record, pinned=pinned)), if_absent=False
+        )
+
+    def record_verification(self, snapshot: str, result: Verification) -> None:
+        self._store.put(self._full(layout.verified_key(snapshot)), encode_verification(result), if_absent=False)
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        """Unlist it first, then remove its parts: a crash in between leaves garbage, never a snapshot without parts."""
+        self._store.delete([self._full(layout.catalog_key(snapshot))])
+        self.remove_parts(snapshot)
+        self._store.delete([self._full(layout.verified_key(snapshot))])
+
+    def remove_parts(self, snapshot: str) -> None:
+        self._store.delete([info.key for info in self._store.list(self._full(f"snapshots/{snapshot}/"))])
+
+    def stored(self, prefix: str) -> Iterator[ObjectInfo]:
+        """What lies below `prefix`, with keys below this path."""
+        for info in self._store.list(self._full(prefix)):
+            yield replace(info, key=info.key[len(str(self.name)) + 1 :])
+
+    # WAL
+
+    def _wal_key(self, name: str) -> str:
+        return f"{layout.wal_key(name)}.zst{self._codec.suffix}"
+
+    def put_wal(self, name: str, content: bytes) -> int:
+        """Store a WAL file once; the same content again is fine. Returns the bytes written, 0 when it was there.
+
+        Raises DifferentContent, after other content was put aside under `conflict/`.
+        """
+        key = self._wal_key(name)
+        data = self._codec.pack(content, key)
+        if self._store.put(self._full(key), data):
+            return len(data)
+        if self.get_wal(name) == content:
+            return 0
+        aside = f"conflict/{name}.{sha256(content)[:16]}.zst{self._codec.suffix}"
+        self._store.put(self._full(aside), self._codec.pack(content, aside))
+        raise DifferentContent(f"{self.describe()}: {name} is archived with other content; the new one is in {aside}")
+
+    def get_wal(self, name: str) -> bytes:
+        """Raises ObjectMissing, ObjectDamaged."""
+        key = self._wal_key(name)
+        return self._codec.unpack(self._store.get(self._full(key)), key)
+
+    def wal_names(self, timeline: int | None = None) -> Iterator[str]:
+        """The names of the archived files (of one timeline, or all), in order."""
+        prefix = "wal/" if timeline is None else f"wal/{timeline:08X}/"
+        for info in self.stored(prefix):
+            yield wal_name(info.key)
+
+    def remove_wal(self, keys: Iterable[str]) -> None:
+        self._store.delete(self._full(k) for k in keys)
+
+    def histories(self) -> dict[int, tuple[layout.Fork, ...]]:
+        """The ancestors of each timeline that has a history file here."""
+        found = {}
+        for name in self.wal_names():
+            if layout.HISTORY.match(name):
+                found[int(name[:8], 16)] = layout.parse_history(self.get_wal(name).decode())
+        return found
+
+
+def wal_name(key: str) -> str:
+    """The name of the file behind a key such as `wal/00000001/000000010000000000000003.zst.enc`."""
+    return key.rpartition("/")[2].removesuffix(".enc").removesuffix(".zst")
