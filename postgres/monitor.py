@@ -1,30 +1,25 @@
 """A connection for looking: kept open, short deadlines, given up the moment the server does not answer.
 
-A plain `asyncio.timeout` is not enough around a statement: when it is cut off, psycopg asks the server to cancel and
-waits for the answer, which a stopped server never gives. So the deadline here shuts the socket down, which ends the
-wait whatever the server does.
+One that is lost is replaced at the next question. A refusal (a lock, a statement's timeout) costs only the question.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from cluster.errors import FlypgError, PostgresUnavailable
+from postgres.connection import Connection, bounded, cut
 
 T = TypeVar("T")
-Connection = psycopg.AsyncConnection[TupleRow]
 
-LIMITS = """SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', '500ms', false),
+LIMITS = """SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
                    set_config('application_name', %s, false), set_config('search_path', 'pg_catalog', false),
                    set_config('idle_in_transaction_session_timeout', '10s', false)"""
-LOST = (psycopg.OperationalError, psycopg.InterfaceError)
+__all__ = ["Connection", "Session", "SqlRefused", "asked", "cut", "translated"]
 
 
 class SqlRefused(FlypgError):
@@ -44,50 +39,34 @@ def translated(error: psycopg.Error) -> FlypgError:
     return SqlRefused(sqlstate, text)
 
 
-def cut(connection: Connection) -> None:
-    """End every wait on `connection` at once, by shutting its socket down."""
-    if connection.closed:
-        return
-    with socket.socket(fileno=os.dup(connection.fileno())) as twin:
-        try:
-            twin.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # the other side was faster
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # read, so that nobody warns about it
-
-
-async def bounded(connection: Connection, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+async def asked(connection: Connection, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
     """The result of `work` on `connection`. Raises PostgresUnavailable when there is none in time (the connection is
     unusable then), SqlRefused when PostgreSQL refused a statement."""
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(_forget)
-    try:
-        await asyncio.wait({task}, timeout=timeout_s)
-        if not task.done():
-            cut(connection)
-            await asyncio.wait({task}, timeout=1.0)
-            raise PostgresUnavailable(f"PostgreSQL did not answer within {timeout_s:.3g} s")
-        return task.result()
-    except psycopg.Error as error:
-        raise translated(error) from error
-    finally:
-        if not task.done():
-            cut(connection)
+
+    async def translating() -> T:
+        try:
+            return await work
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    return await bounded(connection, translating(), timeout_s)
 
 
 class Session:
     """One connection that is opened when first needed, reused, and replaced after it broke. One user at a time."""
 
     def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], name: str, *, statement_timeout_s: float = 2.0
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        name: str,
+        *,
+        statement_timeout_s: float = 2.0,
+        lock_timeout_s: float = 0.5,
     ) -> None:
         self._connect = connect
         self._name = name
         self._statement_timeout_s = statement_timeout_s
+        self._lock_timeout_s = lock_timeout_s
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
 
@@ -105,7 +84,7 @@ class Session:
             when = deadline.when()
             assert when is not None
             connection = await self._open(max(0.05, when - loop.time()))
-            return await bounded(connection, work(connection), max(0.05, when - loop.time()))
+            return await asked(connection, work(connection), max(0.05, when - loop.time()))
         except PostgresUnavailable:
             await self._drop()
             raise
@@ -129,10 +108,10 @@ class Session:
 
         async def limit() -> None:
             await connection.set_autocommit(True)
-            milliseconds = f"{self._statement_timeout_s * 1000:.0f}ms"
-            await connection.execute(LIMITS, (milliseconds, self._name))
+            limits = (f"{t * 1000:.0f}ms" for t in (self._statement_timeout_s, self._lock_timeout_s))
+            await connection.execute(LIMITS, (*limits, self._name))
 
-        await bounded(connection, limit(), timeout_s)
+        await asked(connection, limit(), timeout_s)
         return connection
 
     async def _drop(self) -> None:

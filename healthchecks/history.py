@@ -1,0 +1,89 @@
+"""Failovers and switchovers as counters, and how long each phase of one took.
+
+The counters come from the cluster's history, so every node tells the same. The phases are timed here, by this node's own
+clock, from the changes of the view that it was woken for: a node that was away has not seen them and counts nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from cluster.model import Event, Phase, Snapshot
+
+BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+KINDS = ("failover", "switchover")
+REASONS = (  # the first words that occur in the text of an event, and the reason that is counted
+    ("asked", "operator"),
+    ("request", "operator"),
+    ("died", "postgres_died"),
+    ("crash", "postgres_died"),
+    ("hung", "postgres_silent"),
+    ("silent", "postgres_silent"),
+    ("not answer", "postgres_silent"),
+    ("refused", "postgres_refused"),
+    ("lease", "node_lost"),
+    ("report", "node_lost"),
+    ("disk", "disk"),
+    ("volume", "disk"),
+    ("fsync", "disk"),
+)
+PHASE_HELP = "Seconds a phase of a change of primary took, as this node saw it"
+
+
+def reason(event: Event) -> str:
+    """A bounded label for the free words of an event."""
+    if event.kind == "switchover":
+        return "operator"
+    text = event.text.lower()
+    return next((name for words, name in REASONS if words in text), "other")
+
+
+class History:
+    """Counts each event once, however often the history is read."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seen: set[tuple[float, int, str, str]] = set()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.last_at: float | None = None  # wall clock of whoever wrote it
+        self.term_read = -1
+        self._phase: tuple[int, Phase] | None = None
+        self._since = 0.0
+        self._left_open_at: float | None = None
+        labels = ("cluster", "node", "phase")
+        self._seconds = Histogram(
+            "flypg_failover_phase_seconds", PHASE_HELP, labels, buckets=BUCKETS, registry=registry
+        )
+
+    def count(self, events: Iterable[Event]) -> None:
+        current = set()
+        for event in events:
+            if event.kind not in KINDS:
+                continue
+            key = (event.at, event.term, event.kind, event.text)
+            current.add(key)
+            if key not in self._seen:
+                self.counts[event.kind, reason(event)] += 1
+                self.last_at = max(self.last_at or 0.0, event.at)
+        self._seen = current
+
+    def observe(self, snapshot: Snapshot | None, now: float, cluster: str, node: str) -> None:
+        """Note the phase of the view at `now` (seconds of a monotonic clock)."""
+        view = snapshot.view if snapshot is not None else None
+        if view is None:
+            return
+        current = (view.term, view.phase)
+        before, self._phase = self._phase, current
+        if before == current:
+            return
+        if before is not None:
+            if before[1] is not Phase.OPEN:
+                self._seconds.labels(cluster, node, str(before[1])).observe(now - self._since)
+            else:
+                self._left_open_at = now
+            if view.phase is Phase.OPEN and self._left_open_at is not None:
+                self._seconds.labels(cluster, node, "all").observe(now - self._left_open_at)
+                self._left_open_at = None
+        self._since = now
