@@ -273,6 +273,25 @@ def stop_etcd(layout: Layout, progress: Progress) -> bool:
     return bool(running)
 
 
+def stop_everything(layout: Layout, progress: Progress) -> list[str]:
+    """Stop the nodes, then etcd; returns the names of what ran.
+
+    Standbys end first, all at once: a primary that ends while they run would hand over to one of them, needlessly.
+    """
+    standbys = [n for n in nodes(layout) if n.process is not None and _is_standby(layout.node_dir(n.name))]
+    for node in standbys:
+        if node.process is not None:
+            send(node.process, signal.SIGTERM)
+    order = [n.name for n in standbys] + [name for name in layout.names if name not in {n.name for n in standbys}]
+    ran = [name for name in order if stop_node(layout, name, progress)]
+    ran += ["etcd"] if stop_etcd(layout, progress) else []
+    return ran
+
+
+def _is_standby(directory: Path) -> bool:
+    return (directory / "pgdata" / "standby.signal").exists()
+
+
 def destroy(layout: Layout) -> None:
     """Remove what `up` created in the directory, and nothing else that may lie there."""
     for path in [layout.node_dir(name) for name in layout.names] + [layout.root / d for d in ("etcd", "log", "pids")]:

@@ -1,0 +1,144 @@
+"""flypg switchover, failover, pause, resume, node: each asks the cluster; the sentinel and the keepers do it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+
+from cluster.model import Event, NodeId, RequestKind, Snapshot
+from cluster.store import OperatorStore
+from flypg.asking import ask, founded, known_node, new_request
+from flypg.reply import Refused, Reply, done
+from flypg.target import Target, whoami, with_store
+
+
+def switchover(args: argparse.Namespace) -> Reply:
+    """flypg switchover [--to NODE]: hand the primary role over without losing a commit."""
+    return with_store(args, lambda store, _: _request(args, store, RequestKind.SWITCHOVER, args.to))
+
+
+def failover(args: argparse.Namespace) -> Reply:
+    """flypg failover [--to NODE] [--accept-data-loss]: replace the primary now."""
+    return with_store(args, lambda store, target: _failover(args, store, target))
+
+
+async def _failover(args: argparse.Namespace, store: OperatorStore, target: Target) -> Reply:
+    if args.accept_data_loss and not args.yes:
+        snapshot = await store.read()
+        founded(snapshot)
+        confirm(loss_warning(snapshot, target), typed="lose data", unless="--yes")
+    return await _request(args, store, RequestKind.FAILOVER, args.to, accept_data_loss=args.accept_data_loss)
+
+
+def loss_warning(snapshot: Snapshot, target: Target) -> str:
+    """What --accept-data-loss means, for this cluster. Pure."""
+    view = snapshot.view
+    old = (view.primary or view.deposed) if view else None
+    seen = old is not None and old in snapshot.reports
+    rules = " and ".join(str(rule) for rule in view.rules) if view else ""
+    lines = [
+        f"{target.said}: a primary is promoted even though acknowledged writes may be missing from it.",
+        f"In force: {rules}.",
+        "Writes that only the old primary has are gone for good once it is rewound or copied afresh.",
+    ]
+    if not seen:
+        lines.append(
+            f"{old or 'The old primary'} cannot be seen. If it still runs, its clients go on reading from it, and"
+            " writing if it acknowledges alone, and all of that is lost too: make sure that it is off."
+        )
+    return "\n".join(lines)
+
+
+def confirm(warning: str, *, typed: str, unless: str) -> None:
+    """Ask for `typed` to be typed. Raises Refused when it is not, or when nobody can type."""
+    if not sys.stdin.isatty():
+        raise Refused(
+            f"{warning}\nnobody is here to confirm; give {unless} if that is what you want; nothing was changed"
+        )
+    print(warning, file=sys.stderr)
+    print(f"Type {typed!r} to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != typed:
+        raise Refused("not confirmed; nothing was changed")
+
+
+async def _request(
+    args: argparse.Namespace,
+    store: OperatorStore,
+    kind: RequestKind,
+    name: str | None,
+    *,
+    accept_data_loss: bool = False,
+) -> Reply:
+    snapshot = await store.read()
+    founded(snapshot)
+    node = known_node(snapshot, name) if name else None
+    request = new_request(kind, node, accept_data_loss=accept_data_loss)
+    return await ask(store, request, wait_s=None if args.no_wait else args.wait)
+
+
+def node_restart(args: argparse.Namespace) -> Reply:
+    return with_store(args, lambda store, _: _request(args, store, RequestKind.RESTART, args.node))
+
+
+def node_reclone(args: argparse.Namespace) -> Reply:
+    return with_store(args, lambda store, _: _reclone(args, store))
+
+
+async def _reclone(args: argparse.Namespace, store: OperatorStore) -> Reply:
+    if not args.yes:
+        node = await _existing(store, args.node)
+        confirm(
+            f"The data of {node} is copied afresh from another node; what it has is kept aside until it is healthy.",
+            typed=node,
+            unless="--yes",
+        )
+    return await _request(args, store, RequestKind.RECLONE, args.node)
+
+
+def node_remove(args: argparse.Namespace) -> Reply:
+    return with_store(args, lambda store, _: _remove(args, store))
+
+
+async def _remove(args: argparse.Namespace, store: OperatorStore) -> Reply:
+    if not args.yes:
+        node = await _existing(store, args.node)
+        confirm(
+            f"{node} leaves the cluster and its replication slots are dropped; its data directory is not touched.",
+            typed=node,
+            unless="--yes",
+        )
+    return await _request(args, store, RequestKind.REMOVE, args.node)
+
+
+async def _existing(store: OperatorStore, name: str) -> NodeId:
+    snapshot = await store.read()
+    founded(snapshot)
+    return known_node(snapshot, name)
+
+
+def pause(args: argparse.Namespace) -> Reply:
+    return with_store(args, lambda store, _: _set_paused(store, paused=True))
+
+
+def resume(args: argparse.Namespace) -> Reply:
+    return with_store(args, lambda store, _: _set_paused(store, paused=False))
+
+
+async def _set_paused(store: OperatorStore, *, paused: bool) -> Reply:
+    snapshot = await store.read()
+    if snapshot.view is None:
+        raise Refused("this cluster was never founded: there is nothing to pause")
+    word = "paused" if paused else "resumed"
+    if snapshot.spec.paused == paused:
+        return done(
+            "the cluster is paused already" if paused else "the cluster is not paused",
+            {"paused": paused, "changed": False},
+        )
+    event = Event(time.time(), snapshot.view.term, "spec", f"{word} by an operator", by=whoami())
+    await store.put_spec(replace(snapshot.spec, paused=paused), read_at=snapshot.spec_revision, events=(event,))
+    return done(
+        "paused: no failover and no change by flypg until `flypg resume`" if paused else "resumed",
+        {"paused": paused, "changed": True},
+    )
