@@ -67,7 +67,7 @@ class EtcdStore:
         self._lease = 0  # 0: none
         self._attached = False  # is our report known to be under our lease?
         self._last_report: NodeReport | None = None
-        self._promise_at = 0  # revision of our promise, as far as we know
+        self._promised: tuple[int, Promise | None] = (0, None)  # our promise in etcd and its revision, as last seen
         self._requests: dict[str, tuple[Request, int]] = {}  # as last read, with their revisions
         self._sentinel_lease = 0
         self._first_campaign = True
@@ -96,7 +96,7 @@ class EtcdStore:
         self._decoded = {key: kept for key, kept in self._decoded.items() if key in items}
         self._requests = {request.id: (request, revision) for request, revision in requests}
         own = items.get(self._keys.promise(self._me))
-        self._promise_at = own.modified if own else 0
+        self._promised = (own.modified, promises[self._me]) if own else (0, None)
         return Snapshot(
             revision=found.revision,
             view=self._decode(View, view) if view else None,
@@ -170,17 +170,19 @@ class EtcdStore:
 
     async def promise(self, promise: Promise) -> None:
         assert promise.node == self._me, f"{self._me} does not promise for {promise.node}"
-        key, body = self._keys.promise(self._me), codec.encode(promise)
+        key = self._keys.promise(self._me)
         for _ in range(TRIES):
-            done = await self._etcd.transaction([Modified(key, self._promise_at)], [Put(key, body)], [Get(key)])
+            revision, known = self._promised
+            if known is not None and (known == promise or known.term > promise.term):
+                return
+            put = Put(key, codec.encode(promise))
+            done = await self._etcd.transaction([Modified(key, revision)], [put], [Get(key)])
             self._seen = max(self._seen, done.revision)
             if done.succeeded:
-                self._promise_at = done.revision
+                self._promised = (done.revision, promise)
                 return
             item = done.found[0].first
-            self._promise_at = item.modified if item else 0
-            if item and (item.value == body or self._decode(Promise, item).term > promise.term):
-                return
+            self._promised = (item.modified, self._decode(Promise, item)) if item else (0, None)
         raise StoreConflict(f"{key} was changed again and again while it was written")
 
     async def withdraw(self) -> None:

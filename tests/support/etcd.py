@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.endpoints import Endpoint, EtcdOptions
@@ -71,7 +71,6 @@ class TestEtcd:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    logs: list[Path] = field(default_factory=list)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -131,8 +130,7 @@ def start_etcd(directory: Path, members: int = 1, *, tls_files: tuple[str, str, 
     try:
         for member in found:
             member.start()
-        if not tls_files or ca:
-            etcd.wait_ready()
+        etcd.wait_ready()
     except BaseException:
         etcd.stop()
         raise

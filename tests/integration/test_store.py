@@ -1,0 +1,535 @@
+"""The store against a real etcd: conflicts, leases, watches, and what it does while etcd is ill."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from cluster.clock import SystemClock
+from cluster.endpoints import Endpoint, EtcdOptions
+from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoredFormatError, StoreUnavailable
+from cluster.etcd import Etcd
+from cluster.etcd_store import HISTORY, EtcdStore
+from cluster.etcd_values import Get, Put
+from cluster.keys import Keys
+from cluster.model import (
+    Event,
+    Leadership,
+    Member,
+    NodeId,
+    NodeReport,
+    Phase,
+    Position,
+    Promise,
+    Request,
+    RequestKind,
+    ServerState,
+    Spec,
+    View,
+)
+from tests.support.etcd import BIN, TestEtcd, start_etcd
+
+pytestmark = pytest.mark.skipif(BIN is None, reason="there is no etcd on this machine")
+
+A, B = NodeId("a"), NodeId("b")
+VIEW = View(1, Phase.FOUNDING, A, 1, ())
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
+    etcd = start_etcd(tmp_path_factory.mktemp("etcd"))
+    yield etcd
+    etcd.stop()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
+    etcd = start_etcd(tmp_path_factory.mktemp("etcd3"), 3)
+    yield etcd
+    etcd.stop()
+
+
+@asynccontextmanager
+async def client(etcd: TestEtcd, **options: object) -> AsyncIterator[Etcd]:
+    connection = Etcd(etcd.options(**options))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def store(connection: Etcd, cluster: str, me: NodeId = A, ttl_s: float = 10, sentinel_ttl_s: float = 5) -> EtcdStore:
+    return EtcdStore(connection, cluster, me, clock=SystemClock(), ttl_s=ttl_s, sentinel_ttl_s=sentinel_ttl_s)
+
+
+def new_cluster() -> str:
+    return f"t{uuid4().hex[:8]}"
+
+
+def report(node: NodeId, run: str = "r1") -> NodeReport:
+    return NodeReport(Member(node, "127.0.0.1"), run, ServerState.STANDBY)
+
+
+async def eventually(what: str, condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it holds, through errors of the store; fails by name after half a minute."""
+    until = time.monotonic() + PATIENCE_S
+    last: object = "false"
+    while time.monotonic() < until:
+        try:
+            if await condition():
+                return
+            last = "false"
+        except FlypgError as error:
+            last = error
+        await asyncio.sleep(0.05)
+    pytest.fail(f"{what}: not within {PATIENCE_S:g} s; last: {last}")
+
+
+def ready(event: asyncio.Event) -> Callable[[], Awaitable[bool]]:
+    async def condition() -> bool:
+        return event.is_set()
+
+    return condition
+
+
+def writing(node: EtcdStore, what: NodeReport) -> Callable[[], Awaitable[bool]]:
+    async def condition() -> bool:
+        await node.report(what)
+        return True
+
+    return condition
+
+
+def reading(node: EtcdStore) -> Callable[[], Awaitable[bool]]:
+    async def condition() -> bool:
+        await node.read()
+        return True
+
+    return condition
+
+
+def holding(node: EtcdStore) -> Callable[[], Awaitable[bool]]:
+    async def condition() -> bool:
+        return (await node.keep_lease()).ttl_s > 0
+
+    return condition
+
+
+@asynccontextmanager
+async def watching(node: EtcdStore) -> AsyncIterator[asyncio.Event]:
+    woken = asyncio.Event()
+    task = asyncio.create_task(node.watch(woken.set))
+    try:
+        yield woken
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def test_nothing_is_there_before_a_cluster_is_founded(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            seen = await store(etcd, new_cluster()).read()
+            assert (seen.view, seen.view_revision, seen.spec, seen.spec_revision) == (None, 0, Spec(), 0)
+            assert (seen.reports, seen.promises, seen.requests, seen.leader) == ({}, {}, (), None)
+            assert seen.revision > 0
+
+    asyncio.run(story())
+
+
+def test_a_view_is_written_once_per_revision_and_only_by_the_leader(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd, client(single) as other:
+            cluster = new_cluster()
+            first, second = store(etcd, cluster, A), store(other, cluster, B)
+            leader = await first.campaign()
+            assert leader is not None and leader.sentinel == A
+            assert await second.campaign() is None
+            assert await first.campaign() == leader, "a leader that asks again still leads"
+
+            await first.put_view(VIEW, read_at=0, leader=leader, events=(Event(1.0, 1, "phase", "founded"),))
+            seen = await second.read()
+            assert seen.view == VIEW and seen.leader == leader
+            with pytest.raises(StoreConflict):
+                await first.put_view(replace(VIEW, term=2), read_at=0, leader=leader)
+            stranger = Leadership(B, leader.created_revision + 1)
+            with pytest.raises(StoreConflict):
+                await second.put_view(replace(VIEW, term=2), read_at=seen.view_revision, leader=stranger)
+
+            await first.resign(leader)
+            with pytest.raises(StoreConflict):
+                await first.put_view(replace(VIEW, term=2), read_at=seen.view_revision, leader=leader)
+            successor = await second.campaign()
+            assert successor is not None and successor.created_revision > leader.created_revision
+            await second.put_view(replace(VIEW, term=2), read_at=seen.view_revision, leader=successor)
+            assert [e.text for e in await first.read_events(10)] == ["founded"]
+
+    asyncio.run(story())
+
+
+def test_leadership_ends_with_its_lease(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            first, second = store(etcd, cluster, A, sentinel_ttl_s=2), store(etcd, cluster, B)
+            leader = await first.campaign()
+            assert leader is not None and await first.keep_leadership()
+
+            async def replaced() -> bool:
+                return await second.campaign() is not None
+
+            await eventually("the silent leader is replaced", replaced)
+            assert not await first.keep_leadership(), "it must learn that it leads no more"
+            with pytest.raises(StoreConflict):
+                await first.put_view(VIEW, read_at=0, leader=leader)
+            assert await first.campaign() is None
+
+    asyncio.run(story())
+
+
+def test_a_restarted_sentinel_replaces_its_earlier_run_at_once(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            before, after = store(etcd, cluster, A, sentinel_ttl_s=60), store(etcd, cluster, A)
+            old = await before.campaign()
+            new = await after.campaign()
+            assert old is not None and new is not None and new.created_revision > old.created_revision
+            with pytest.raises(StoreConflict):
+                await before.put_view(VIEW, read_at=0, leader=old)
+            assert await before.campaign() is None, "and the earlier run does not fight back"
+            assert not await before.keep_leadership() or (await after.read()).leader == new
+
+    asyncio.run(story())
+
+
+def test_a_report_lives_as_long_as_its_lease(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            node, other = store(etcd, cluster, A, ttl_s=2), store(etcd, cluster, B)
+            assert (await node.keep_lease()).ttl_s == 0, "without a report nobody could see that the lease is held"
+            before = SystemClock().boottime()
+            await node.report(report(A))
+            proof = await node.keep_lease()
+            assert proof.ttl_s == 2 and before <= proof.asked_at <= SystemClock().boottime()
+            assert (await other.read()).reports == {A: report(A)}
+
+            async def gone() -> bool:
+                return not (await other.read()).reports
+
+            await eventually("the report of a silent node is gone", gone)
+            assert (await node.keep_lease()).ttl_s == 2, "a new lease"
+            assert (await other.read()).reports == {A: report(A)}, "with the last report under it"
+            await eventually("silent again", gone)
+            await node.report(report(A, "r2"))
+            assert (await other.read()).reports == {A: report(A, "r2")}
+            await node.withdraw()
+            assert (await other.read()).reports == {}
+
+    asyncio.run(story())
+
+
+def test_a_promise_is_never_lowered(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            node, again = store(etcd, cluster, A), store(etcd, cluster, A)
+            high, low = Promise(A, 3, Position(1, 30)), Promise(A, 2, Position(1, 20))
+            await node.promise(low)
+            await node.promise(high)
+            await node.promise(high)
+            await node.promise(low)
+            await again.promise(low)
+            assert (await again.read()).promises == {A: high}
+            moved = Promise(A, 3, Position(1, 31))
+            await again.promise(moved)
+            assert (await node.read()).promises == {A: moved}
+
+    asyncio.run(story())
+
+
+def test_a_request_is_answered_once(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            operator, sentinel = store(etcd, cluster, NodeId("cli")), store(etcd, cluster, A)
+            for name in ("r1", "r2", "r3"):
+                await operator.add_request(Request(name, RequestKind.SWITCHOVER, B, "me"))
+            with pytest.raises(StoreConflict):
+                await operator.add_request(Request("r1", RequestKind.RESTART, B, "me"))
+            seen = await sentinel.read()
+            assert [r.id for r in seen.requests] == ["r1", "r2", "r3"], "oldest first"
+            assert seen.requests[0].created_revision < seen.requests[1].created_revision
+
+            leader = await sentinel.campaign()
+            assert leader is not None
+            answers = (("r1", "done: a"), ("nosuch", "x"))
+            await sentinel.put_view(VIEW, read_at=0, leader=leader, outcomes=answers)
+            await sentinel.close_request("r1", "done: again")
+            await sentinel.close_request("nosuch", "x")
+            await operator.close_request("r2", "refused: no")
+            found = [await operator.read_request(name) for name in ("r1", "r2", "nosuch")]
+            assert [r.outcome if r else None for r in found] == ["done: a", "refused: no", None]
+
+            at = (await store(etcd, cluster).read()).view_revision
+            with pytest.raises(StoreConflict):  # r2 was answered by somebody else after it was read here
+                await sentinel.put_view(
+                    VIEW, read_at=at, leader=leader, outcomes=(("r2", "done: b"), ("r3", "done: c"))
+                )
+            unanswered = await operator.read_request("r3")
+            assert unanswered is not None and unanswered.outcome == "", "all or nothing"
+
+    asyncio.run(story())
+
+
+def test_a_spec_is_written_once_per_revision(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            operator = store(etcd, new_cluster(), NodeId("cli"))
+            await operator.put_spec(Spec(k=2), read_at=0, events=(Event(1.0, 0, "spec", "k=2", by="me"),))
+            seen = await operator.read()
+            assert seen.spec == Spec(k=2) and seen.spec_revision > 0
+            with pytest.raises(StoreConflict):
+                await operator.put_spec(Spec(k=3), read_at=0)
+            assert [e.by for e in await operator.read_events(1)] == ["me"]
+
+    asyncio.run(story())
+
+
+def test_the_history_is_bounded_and_in_order(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            sentinel, operator = store(etcd, cluster, A), store(etcd, cluster, NodeId("cli"))
+            leader = await sentinel.campaign()
+            assert leader is not None
+            at = 0
+            for turn in range(8):
+                events = tuple(Event(0.0, 1, "phase", f"{turn * 100 + n}") for n in range(100))
+                await sentinel.put_view(VIEW, read_at=at, leader=leader, events=events)
+                at = (await sentinel.read()).view_revision
+            texts = [int(e.text) for e in await operator.read_events(10_000)]
+            assert texts == list(range(800 - len(texts), 800))
+            assert HISTORY <= len(texts) <= HISTORY + 200
+            assert [int(e.text) for e in await operator.read_events(2)] == [798, 799]
+            seen = await operator.read()
+            await operator.put_spec(Spec(k=2), read_at=seen.spec_revision, events=(Event(0.0, 1, "spec", "last"),))
+            assert (await sentinel.read_events(1))[0].text == "last"
+
+    asyncio.run(story())
+
+
+def test_a_watch_wakes_for_the_state_but_not_for_the_history(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            node, other = store(etcd, cluster, A), store(etcd, cluster, B)
+            async with watching(node) as woken:
+                await eventually("the watch has begun", ready(woken))
+                woken.clear()
+                await etcd.transaction([], [Put(Keys(cluster).event(1, 0, "x"), b"{}")])
+                await other.read()
+                assert not woken.is_set()
+                await other.report(report(B))
+                await eventually("a report wakes", ready(woken))
+
+    asyncio.run(story())
+
+
+def test_a_value_of_a_later_version_is_refused_by_its_key(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            cluster = new_cluster()
+            await etcd.transaction([], [Put(Keys(cluster).spec, b'{"format_version":99}')])
+            with pytest.raises(StoredFormatError, match=f"/flypg/{cluster}/spec: format_version 99"):
+                await store(etcd, cluster).read()
+
+    asyncio.run(story())
+
+
+def test_compaction_changes_nothing_for_us(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            node = store(etcd, new_cluster())
+            await node.report(report(A))
+            seen = await node.read()
+            async with watching(node) as woken:
+                await eventually("the watch has begun", ready(woken))
+                await node.report(report(A, "r2"))
+                await etcd.compact((await node.read()).revision)
+                await eventually("awake", ready(woken))
+                woken.clear()
+                await node.report(report(A, "r3"))
+                await eventually("still awake", ready(woken))
+            assert (await node.read()).revision > seen.revision
+
+    asyncio.run(story())
+
+
+def test_an_idle_cluster_writes_nothing(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            node, waiting = store(etcd, (cluster := new_cluster())), store(etcd, cluster, B)
+            await node.report(report(A))
+            assert await node.campaign() is not None
+            before = await etcd.status(single.endpoints[0])
+            async with watching(node):
+                for _ in range(20):
+                    assert (await node.keep_lease()).ttl_s > 0
+                    assert await node.keep_leadership()
+                    assert await waiting.campaign() is None
+                    await node.read()
+                    await asyncio.sleep(0.05)
+            assert (await etcd.status(single.endpoints[0])).raft_index == before.raft_index
+
+    asyncio.run(story())
+
+
+def test_the_loss_of_any_member_goes_unnoticed(three: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(three) as etcd, client(three) as writer:
+            cluster = new_cluster()
+            node, other = store(etcd, cluster, A), store(writer, cluster, B)
+            async with watching(node) as woken:
+                await eventually("the watch has begun", ready(woken))
+                for turn in range(3):
+                    await eventually("a report", writing(node, report(A, f"n{turn}")))
+                    lost = three.member(etcd.endpoint)  # the one in use
+                    lost.stop(signal.SIGKILL)
+                    try:
+                        await eventually("reading goes on", reading(node))
+                        await eventually("the lease is held", holding(node))
+                        await eventually("writing goes on", writing(other, report(B, f"w{turn}")))
+                        woken.clear()
+                        await eventually("writing goes on", writing(other, report(B, f"v{turn}")))
+                        await eventually("the watch goes on", ready(woken))
+                    finally:
+                        lost.start()
+                    await three.ready()
+
+    asyncio.run(story())
+
+
+def test_a_frozen_member_is_left_within_its_deadline(three: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(three) as etcd, client(three) as writer:
+            cluster = new_cluster()
+            node, other = store(etcd, cluster, A), store(writer, cluster, B)
+            await eventually("a report", writing(node, report(A)))
+            async with watching(node) as woken:
+                await eventually("the watch has begun", ready(woken))
+                frozen = three.member(etcd.endpoint)
+                frozen.freeze()
+                try:
+                    await eventually("reading goes on", reading(node))
+                    assert three.member(etcd.endpoint) is not frozen
+                    await eventually("another's writing goes on", writing(other, report(B)))
+                    woken.clear()
+                    await eventually("another's writing goes on", writing(other, report(B, "again")))
+                    await eventually("the watch has moved along", ready(woken))
+                finally:
+                    frozen.thaw()
+            await three.ready()
+
+    asyncio.run(story())
+
+
+def test_an_outage_of_all_members_and_their_return(three: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(three) as etcd:
+            cluster = new_cluster()
+            node, other = store(etcd, cluster, A, ttl_s=2), store(etcd, cluster, B)
+            await node.report(report(A))
+            leader = await node.campaign()
+            assert leader is not None
+            await node.put_view(VIEW, read_at=0, leader=leader)
+            async with watching(node) as woken:
+                await eventually("the watch has begun", ready(woken))
+                for member in three.members:
+                    member.stop()
+                for call in (node.read, node.keep_lease, node.keep_leadership):
+                    with pytest.raises(StoreUnavailable):
+                        await call()
+                with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                    await node.report(report(A, "unheard"))
+                woken.clear()
+                for member in three.members:
+                    member.start()
+                await eventually("the lease is held again", holding(node))
+                await eventually("the watch has begun anew", ready(woken))
+                seen = await other.read()
+                assert seen.view == VIEW, "what was agreed survives"
+                assert seen.reports == {A: report(A, "unheard")}, "the last report is under the lease"
+
+    asyncio.run(story())
+
+
+def test_a_write_without_an_answer_has_an_unknown_outcome(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single, attempt_s=0.3, total_s=0.6) as etcd:
+            node = store(etcd, new_cluster())
+            leader = await node.campaign()
+            assert leader is not None
+            single.members[0].freeze()
+            try:
+                with pytest.raises(OutcomeUnknown):
+                    await node.put_view(VIEW, read_at=0, leader=leader)
+                with pytest.raises(StoreUnavailable):
+                    await node.read()
+            finally:
+                single.members[0].thaw()
+
+            async def settled() -> bool:
+                seen = await node.read()
+                assert seen.view in (None, VIEW)
+                return True
+
+            await eventually("reading tells what became of it", settled)
+
+    asyncio.run(story())
+
+
+def test_everything_is_read_at_one_revision(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            keys = Keys(new_cluster())
+            await etcd.transaction([], [Put(keys.view, b"1"), Put(keys.spec, b"2")])
+            found = await etcd.find(Get(keys.state, keys.end))
+            assert [item.key for item in found.items] == [keys.spec, keys.view]
+            assert {item.modified for item in found.items} == {found.revision}
+
+    asyncio.run(story())
+
+
+def test_an_etcd_that_never_answers_costs_no_more_than_the_deadline() -> None:
+    async def story(port: int) -> None:
+        etcd = Etcd(EtcdOptions((Endpoint("127.0.0.1", port, False),), attempt_s=0.2, total_s=0.5))
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store(etcd, new_cluster()).read()
+        assert time.monotonic() - began < 10
+        await etcd.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # the kernel accepts, nobody ever speaks
+        asyncio.run(story(listener.getsockname()[1]))
+
+
+def test_after_close_a_call_fails_instead_of_connecting_again(single: TestEtcd) -> None:
+    async def story() -> None:
+        async with client(single) as etcd:
+            await etcd.get("x")
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await etcd.get("x")
+
+    asyncio.run(story())
