@@ -1,7 +1,7 @@
 """The keeper of one node: a turn looks, tells, chooses one step and carries it out.
 
-No asyncio here: a turn only awaits the interfaces of store, PostgreSQL and disk, so that a simulation can drive it and cut
-it off anywhere. It is simply run again.
+No asyncio here: a turn only awaits the interfaces of store, PostgreSQL and disk, so that a simulation can drive it and
+cut it off anywhere. It is simply run again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Keeper:
         watch: Watch,
         fence: FenceLine,
         log: logging.Logger,
-        config: KeeperConfig = KeeperConfig(),
+        config: KeeperConfig,
     ) -> None:
         self.member = member
         self.snap: Snapshot | None = None

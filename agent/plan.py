@@ -33,8 +33,8 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
     if view.system_id and inst.control is not None and inst.control.system_id not in ("", view.system_id):
         return Plan(
             None,
-            f"the data directory belongs to another system ({inst.control.system_id}, this cluster is {view.system_id}):"
-            " move it away, then this node copies the cluster's data",
+            f"the data directory belongs to another system ({inst.control.system_id}, this cluster's is"
+            f" {view.system_id}): move it away, then this node copies the cluster's data",
             problem=True,
         )
     if view.phase is Phase.REVOKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.lineage import on_line
 from cluster.model import Durability, Fetch, Member, NodeId, Promise, Rule, ServerState, Snapshot, Spec, View, lone_rule
 from cluster.quorum import missing
 
@@ -101,6 +102,7 @@ def first_rule(view: View, snap: Snapshot, chosen: Promise, present: dict[NodeId
         for n, p in present.items()
         if n != chosen.node
         and p.position <= chosen.position
+        and on_line(view.branches, p.position, chosen.position.timeline)
         and snap.reports[n].state is ServerState.STANDBY
         and may_vote(view.member(n), snap.spec)
     }

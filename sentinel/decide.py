@@ -157,10 +157,10 @@ def _promoting(view: View, snap: Snapshot, seen: Observations, now: float) -> De
     assert view.primary is not None
     report = snap.reports.get(view.primary)
     newest = view.rules[-1]
-    if report is not None and report.barrier_term == view.term and report.state is ServerState.PRIMARY:
-        if report.applied == newest:
-            text = f"{view.primary} has passed its barrier in term {view.term}: clients are served"
-            return Decision(PutView(opened(view, text), "open", text, view.primary), text)
+    serves = report is not None and report.barrier_term == view.term and report.state is ServerState.PRIMARY
+    if serves and report is not None and report.applied == newest:
+        text = f"{view.primary} has passed its barrier in term {view.term}: clients are served"
+        return Decision(PutView(opened(view, text), "open", text, view.primary), text)
     if any(p.term > view.term for p in snap.promises.values()):
         return _revoke(view, snap, f"a node has promised a later term than {view.term}")
     found_out = evidence(view, snap, seen, now)

@@ -1,9 +1,9 @@
 """A planned change of primary, and what else an operator may ask for. Pure.
 
-prepare: the primary runs a CHECKPOINT while clients work. stop: routers hold clients, the primary stops in fast mode (its
-walsenders wait until the standbys have everything) and promises the next term with the end of its WAL. When the target
-has promised too and has reached that end, it is promoted. Whatever goes wrong before the primary's promise calls the
-switchover off; after it, the term is opened like after a failure, and the old primary is a candidate like any other.
+prepare: the primary runs a CHECKPOINT while clients work. stop: routers hold clients, the primary stops in fast mode
+(its walsenders wait until the standbys have everything) and promises the next term with the end of its WAL. When the
+target has promised too and has reached that end, it is promoted. Whatever goes wrong before the primary's promise calls
+the switchover off; after it, the term is opened like after a failure, and the old primary is one of the candidates.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _stopped(view: View, snap: Snapshot, age_s: float) -> Decision:
 
 
 def answer(view: View, snap: Snapshot, request: Request) -> Decision | None:
-    """Deal with a request in an open term that has no switchover under way; None: it is not the sentinel's to answer."""
+    """Deal with a request in an open term without a switchover under way; None: it is not the sentinel's to answer."""
     match request.kind:
         case RequestKind.SWITCHOVER:
             return begin(view, snap, request)

@@ -31,7 +31,7 @@ class Sentinel:
         self._stand_back_until = 0.0
 
     async def turn(self, snap: Snapshot | None = None) -> bool:
-        """Read (or take what was read just now), lead if nobody does, decide, act. True: something changed, look again."""
+        """Read (or take what was just read), lead if nobody does, decide, act. True: something changed, look again."""
         snap = snap if snap is not None else await self._store.read()
         if not await self._lead(snap):
             self._seen = None
@@ -45,10 +45,11 @@ class Sentinel:
     async def _lead(self, snap: Snapshot) -> bool:
         if snap.leader is not None:
             self._vacant_since = None
-            if self.leadership != snap.leader and snap.leader.sentinel == self.name:
-                self.leadership = None  # ours of an earlier life: it ends with its lease
-            elif self.leadership is not None and self.leadership != snap.leader:
+            if self.leadership is not None and self.leadership != snap.leader:
                 self.leadership = None
+            if self.leadership is None and snap.leader.sentinel == self.name:
+                await self._store.campaign()  # left by an earlier run under this name: the store makes it anew
+                return False
             return self.leadership is not None
         self.leadership = None
         now = self._clock.boottime()

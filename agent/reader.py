@@ -1,0 +1,137 @@
+"""One read of etcd for everybody in this process, and a count of how etcd answers.
+
+Keeper, sentinel, routers and probes all want to know what etcd holds. As long as the watch stands and has said nothing,
+the last read still is what etcd holds, so it is handed out again; it is read anew after any event, after any break of
+the watch, after every write of ours, and every few seconds in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cluster.clock import Clock
+from cluster.errors import FlypgError, StoreUnavailable
+from cluster.etcd_store import EtcdStore
+from cluster.model import Event, Leadership, LeaseProof, NodeReport, Promise, Request, Snapshot, Spec, View
+
+REFRESH_S = 3.0
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class CallStats:
+    """How one kind of call has gone since the start."""
+
+    calls: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+
+class SharedStore:
+    """EtcdStore with shared reads. Implements the interfaces of keeper, sentinel, operator and lease."""
+
+    def __init__(self, store: EtcdStore, clock: Clock, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._clock = clock
+        self._wake = wake
+        self._dirty = True
+        self._reading = asyncio.Lock()
+        self.snapshot: Snapshot | None = None
+        self.read_at = float("-inf")  # boottime at which the last good read was sent
+        self.contact_at = float("-inf")
+        self.stats: dict[str, CallStats] = {}
+
+    def changed(self) -> None:
+        """Something in etcd changed, or may have: the next read is a real one."""
+        self._dirty = True
+        self._wake()
+
+    async def read(self) -> Snapshot:
+        """What etcd holds. Raises StoreUnavailable when that cannot be known now."""
+        if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
+            return self.snapshot
+        async with self._reading:
+            if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
+                return self.snapshot
+            self._dirty = False
+            sent_at = self._clock.boottime()
+            try:
+                self.snapshot = await self._timed("read", self._store.read())
+            except BaseException:
+                self._dirty = True
+                raise
+            self.read_at = sent_at
+            return self.snapshot
+
+    async def _timed(self, name: str, call: Awaitable[T]) -> T:
+        stats = self.stats.setdefault(name, CallStats())
+        began = self._clock.boottime()
+        stats.calls += 1
+        try:
+            answer = await call
+        except FlypgError as error:
+            stats.errors += 1
+            if not isinstance(error, StoreUnavailable):
+                self._dirty = True
+            raise
+        finally:
+            stats.seconds += self._clock.boottime() - began
+        self.contact_at = self._clock.boottime()
+        return answer
+
+    async def _write(self, name: str, call: Awaitable[T]) -> T:
+        try:
+            return await self._timed(name, call)
+        finally:
+            self._dirty = True
+
+    async def report(self, report: NodeReport) -> None:
+        await self._write("report", self._store.report(report))
+
+    async def promise(self, promise: Promise) -> None:
+        await self._write("promise", self._store.promise(promise))
+
+    async def keep_lease(self) -> LeaseProof:
+        return await self._timed("keep_lease", self._store.keep_lease())
+
+    async def withdraw(self) -> None:
+        await self._write("withdraw", self._store.withdraw())
+
+    async def put_view(
+        self,
+        view: View,
+        *,
+        read_at: int,
+        leader: Leadership,
+        events: tuple[Event, ...] = (),
+        outcomes: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        written = self._store.put_view(view, read_at=read_at, leader=leader, events=events, outcomes=outcomes)
+        await self._write("put_view", written)
+
+    async def campaign(self) -> Leadership | None:
+        return await self._write("campaign", self._store.campaign())
+
+    async def keep_leadership(self) -> bool:
+        return await self._timed("keep_leadership", self._store.keep_leadership())
+
+    async def resign(self, leader: Leadership) -> None:
+        await self._write("resign", self._store.resign(leader))
+
+    async def close_request(self, request: str, outcome: str) -> None:
+        await self._write("close_request", self._store.close_request(request, outcome))
+
+    async def put_spec(self, spec: Spec, *, read_at: int, events: tuple[Event, ...] = ()) -> None:
+        await self._write("put_spec", self._store.put_spec(spec, read_at=read_at, events=events))
+
+    async def add_request(self, request: Request) -> None:
+        await self._write("add_request", self._store.add_request(request))
+
+    async def read_request(self, request: str) -> Request | None:
+        return await self._timed("read_request", self._store.read_request(request))
+
+    async def read_events(self, last: int) -> list[Event]:
+        return await self._timed("read_events", self._store.read_events(last))

@@ -1,0 +1,493 @@
+"""What the sentinel chooses, as a table of stories: a row says what is seen and which view must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cluster.model import (
+    Answer,
+    Durability,
+    Fetch,
+    Handover,
+    HandoverStage,
+    Phase,
+    Request,
+    RequestKind,
+    Rule,
+    ServerState,
+    Snapshot,
+    Spec,
+    StandbySeen,
+    View,
+    lone_rule,
+)
+from sentinel.actions import Answer as Answered
+from sentinel.actions import Decision, PutView, Resign
+from sentinel.decide import decide
+from sentinel.observe import Observations, observe
+from tests.unit.stories import (
+    TERM,
+    A,
+    B,
+    C,
+    D,
+    lost,
+    member,
+    primary,
+    promise,
+    promoting,
+    revoking,
+    rule,
+    snap,
+    standby,
+    view,
+)
+
+NEXT = TERM + 1
+DEAD = primary(fault="the postmaster died", state=ServerState.CRASHED, standbys=())
+SWITCH = Request("r1", RequestKind.SWITCHOVER, B, "ann")
+
+
+def after(story: Snapshot, seconds: float, before: Snapshot | None = None) -> Decision:
+    """What is decided when `story` has lasted so long (since a leader of long standing first saw it)."""
+    seen = observe(Observations(since=0.0), before if before is not None else snap(), 50.0)
+    seen = observe(seen, story, 100.0)
+    seen = observe(seen, story, 100.0 + seconds)
+    return decide(story, seen, 100.0 + seconds)
+
+
+def new_view(decision: Decision) -> View:
+    assert isinstance(decision.action, PutView), decision.why
+    return decision.action.view
+
+
+def waits(d: Decision) -> bool:
+    return d.action is None
+
+
+def revokes(d: Decision) -> bool:
+    v = new_view(d)
+    return v.phase is Phase.REVOKING and v.primary is None and v.term == NEXT and v.deposed == A
+
+
+def promotes(node: str, voters: str, timeline: int = 4) -> Callable[[Decision], bool]:
+    def check(d: Decision) -> bool:
+        v = new_view(d)
+        assert v.rule is not None
+        return (
+            (v.phase, v.primary, v.timeline) == (Phase.PROMOTING, node, timeline)
+            and v.rule.voters == frozenset(voters)
+            and v.branches[-1].timeline == timeline
+        )
+
+    return check
+
+
+def rules(*expected: Rule) -> Callable[[Decision], bool]:
+    return lambda d: new_view(d).rules == expected
+
+
+def refused(d: Decision) -> bool:
+    return isinstance(d.action, Answered) and d.action.outcome.startswith("refused")
+
+
+ALONE = (lone_rule(TERM, A),)
+JOINT = (rule(), rule(voters="b"))
+
+STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
+    # evidence
+    ("a healthy cluster is left alone", snap(), 100, waits),
+    ("the postmaster died: at once", snap(view(), DEAD, standby(B), standby(C)), 0, revokes),
+    (
+        "an announced restart is no failure",
+        snap(view(), replace(DEAD, restarting=True), standby(B), standby(C)),
+        5,
+        waits,
+    ),
+    (
+        "a restart that never ends is one",
+        snap(view(), replace(DEAD, restarting=True), standby(B), standby(C)),
+        31,
+        revokes,
+    ),
+    ("everybody is refused: at once", snap(view(), lost(B, Answer.REFUSED), lost(C, Answer.REFUSED)), 0, revokes),
+    ("one is refused, one is served", snap(view(), primary(), lost(B, Answer.REFUSED), standby(C)), 60, waits),
+    ("nobody gets an answer", snap(view(), lost(B, Answer.SILENT), lost(C, Answer.SILENT)), 0, revokes),
+    ("one alone gets no answer", snap(view(), primary(), lost(B, Answer.SILENT), standby(C)), 60, waits),
+    ("the agent is gone but its server serves", snap(view(), standby(B), standby(C)), 60, waits),
+    ("a lone primary has no successor", snap(view(rules=ALONE), DEAD, standby(B), standby(C)), 60, waits),
+    ("not enough are left to revoke it", snap(view(), DEAD, standby(B)), 60, waits),
+    ("one of one voter is enough", snap(view(rules=(rule(voters="b"),)), DEAD, standby(B)), 0, revokes),
+    ("both rules of a change must be met", snap(view(rules=(rule(), rule(voters="b"))), DEAD, standby(B)), 9, waits),
+    (
+        "nobody who may lead",
+        snap(
+            view(members=(member(A), member(B, nofailover=True), member(C, priority=0))),
+            DEAD,
+            standby(B, member=member(B, nofailover=True)),
+            standby(C, member=member(C, priority=0)),
+        ),
+        9,
+        waits,
+    ),
+    ("paused: nothing is done", snap(view(), DEAD, standby(B), standby(C), spec=Spec(paused=True)), 60, waits),
+    ("its own promise ends its term", snap(view(), primary(), standby(B), standby(C), promise(A, 9)), 0, revokes),
+    # revoking
+    ("one promise of two voters is not enough", snap(revoking(), standby(B), standby(C), promise(B, 900)), 9, waits),
+    (
+        "the furthest is promoted",
+        snap(revoking(), standby(B), standby(C), promise(B, 900), promise(C, 901)),
+        0,
+        promotes("c", "b"),
+    ),
+    (
+        "a newer timeline beats a longer log",
+        snap(revoking(), standby(B), standby(C), promise(B, 900), promise(C, 999, timeline=2)),
+        0,
+        promotes("b", ""),
+    ),
+    (
+        "the old primary's own promise is enough",
+        snap(revoking(), standby(A), standby(B), promise(A, 950), promise(B, 900)),
+        0,
+        promotes("a", "b"),
+    ),
+    (
+        "even for a rule without voters",
+        snap(revoking(rules=ALONE), standby(A), standby(B), promise(A, 950)),
+        0,
+        promotes("a", ""),
+    ),
+    (
+        "what a lone primary did nobody else knows",
+        snap(revoking(rules=ALONE), standby(B), standby(C), promise(B, 900), promise(C, 900)),
+        60,
+        waits,
+    ),
+    (
+        "old promises do not count",
+        snap(revoking(), standby(B), standby(C), promise(B, 900, TERM), promise(C, 9)),
+        9,
+        waits,
+    ),
+    (
+        "of equals the higher priority",
+        snap(
+            revoking(members=(member(A), member(B, priority=200), member(C))),
+            standby(B, member=member(B, priority=200)),
+            standby(C),
+            promise(B, 900),
+            promise(C, 900),
+        ),
+        0,
+        promotes("b", "c"),
+    ),
+    (
+        "the furthest may not lead: another fetches first",
+        snap(
+            revoking(members=(member(A), member(B, nofailover=True), member(C))),
+            standby(B, member=member(B, nofailover=True)),
+            standby(C),
+            promise(B, 950),
+            promise(C, 900),
+        ),
+        0,
+        lambda d: new_view(d).fetch == Fetch(C, B, promise(B, 950).position),
+    ),
+    (
+        "and is promoted when it has everything",
+        snap(
+            revoking(members=(member(A), member(B, nofailover=True), member(C))),
+            standby(B, member=member(B, nofailover=True)),
+            standby(C),
+            promise(B, 950),
+            promise(C, 950),
+        ),
+        0,
+        promotes("c", "b"),
+    ),
+    (
+        "a promise given by one that has gone counts, if its end was reached",
+        snap(revoking(), standby(C), promise(B, 900), promise(C, 900)),
+        0,
+        promotes("c", ""),
+    ),
+    ("or is waited for", snap(revoking(), standby(C), promise(B, 950), promise(C, 900)), 60, waits),
+    (
+        "a node of another region is no candidate",
+        snap(
+            revoking(members=(member(A, region="ams"), member(B, region="ams"), member(C, region="fra"))),
+            standby(B, member=member(B, region="ams")),
+            standby(C, member=member(C, region="fra")),
+            promise(B, 900),
+            promise(C, 900),
+            spec=Spec(primary_region="ams"),
+        ),
+        0,
+        promotes("b", ""),
+    ),
+    (
+        "rules of terms that never opened count too",
+        snap(
+            revoking(rules=(rule(), rule(B, "c", term=TERM))), standby(A), standby(B), promise(A, 900), promise(B, 900)
+        ),
+        0,
+        promotes("b", "a"),
+    ),
+    (
+        "rules of terms that never opened are not forgotten",
+        snap(
+            revoking(rules=(rule(), rule(D, "c", term=TERM))), standby(A), standby(B), promise(A, 900), promise(B, 900)
+        ),
+        9,
+        waits,
+    ),
+    # promoting
+    ("no barrier, no clients", snap(promoting(), primary(B, term=NEXT, barrier_term=0), standby(C)), 1, waits),
+    (
+        "the barrier opens the term",
+        snap(promoting(), primary(B, term=NEXT, barrier_term=NEXT, applied=rule(B, "c", term=NEXT)), standby(C)),
+        0,
+        lambda d: new_view(d).phase is Phase.OPEN and new_view(d).rules == (rule(B, "c", term=NEXT),),
+    ),
+    (
+        "a barrier under another rule does not",
+        snap(promoting(), primary(B, term=NEXT, barrier_term=NEXT, applied=rule()), standby(C)),
+        1,
+        waits,
+    ),
+    (
+        "its only voter is gone: the rule shrinks, all are listed",
+        snap(promoting(), primary(B, term=NEXT, barrier_term=0, standbys=())),
+        5,
+        rules(rule(), rule(B, "c", term=NEXT), lone_rule(NEXT, B)),
+    ),
+    # rules
+    (
+        "a standby that left goes, jointly",
+        snap(view(), primary(standbys=(StandbySeen(B, True),)), standby(B)),
+        3,
+        rules(*JOINT),
+    ),
+    ("not at once", snap(view(), primary(standbys=(StandbySeen(B, True),)), standby(B)), 1, waits),
+    (
+        "not while it says that it cannot reach the primary",
+        snap(view(), primary(standbys=(StandbySeen(B, True),)), standby(B), lost(C, Answer.SILENT)),
+        3,
+        waits,
+    ),
+    (
+        "the primary applied it: only the new one counts",
+        snap(view(rules=JOINT), primary(applied=JOINT[1], standbys=(StandbySeen(B, True),)), standby(B)),
+        9,
+        rules(JOINT[1]),
+    ),
+    (
+        "it did not yet: both count",
+        snap(view(rules=JOINT), primary(standbys=(StandbySeen(B, True),)), standby(B)),
+        9,
+        waits,
+    ),
+    ("both standbys gone: alone, jointly", snap(view(), primary(standbys=())), 3, rules(rule(), lone_rule(TERM, A))),
+    (
+        "strict: never fewer than k",
+        snap(view(), primary(standbys=()), spec=Spec(durability=Durability.STRICT)),
+        60,
+        waits,
+    ),
+    (
+        "one that has caught up joins",
+        snap(view(rules=(rule(voters="b"),)), primary(applied=rule(voters="b")), standby(B), standby(C)),
+        0,
+        rules(rule(voters="b"), rule()),
+    ),
+    (
+        "one that has not does not",
+        snap(
+            view(rules=(rule(voters="b"),)),
+            primary(applied=rule(voters="b"), standbys=(StandbySeen(B, True), StandbySeen(C, False))),
+            standby(B),
+            standby(C),
+        ),
+        60,
+        waits,
+    ),
+    (
+        "nosync does not vote",
+        snap(
+            view(rules=(rule(voters="b"),), members=(member(A), member(B), member(C, nosync=True))),
+            primary(applied=rule(voters="b")),
+            standby(B),
+            standby(C, member=member(C, nosync=True)),
+        ),
+        60,
+        waits,
+    ),
+    (
+        "k grows with the spec",
+        snap(view(), primary(), standby(B), standby(C), spec=Spec(k=2)),
+        0,
+        rules(rule(), rule(k=2)),
+    ),
+    # members
+    (
+        "a new node joins",
+        snap(view(), primary(), standby(B), standby(C), standby(D, state=ServerState.ABSENT, system_id="")),
+        0,
+        lambda d: new_view(d).member(D) == member(D),
+    ),
+    (
+        "one with the data of another system does not",
+        snap(view(), primary(), standby(B), standby(C), standby(D, system_id="8000")),
+        60,
+        waits,
+    ),
+    # switchover
+    (
+        "a switchover is prepared first",
+        snap(view(), primary(), standby(B), standby(C), SWITCH),
+        0,
+        lambda d: new_view(d).handover == Handover(B, "r1", HandoverStage.PREPARE),
+    ),
+    (
+        "not to one that lags",
+        snap(view(), primary(standbys=(StandbySeen(C, True),)), standby(B), standby(C), SWITCH),
+        0,
+        refused,
+    ),
+    ("not to the primary", snap(view(), primary(), standby(B), standby(C), replace(SWITCH, node=A)), 0, refused),
+    ("not to a stranger", snap(view(), primary(), standby(B), standby(C), replace(SWITCH, node=D)), 0, refused),
+    ("not while paused", snap(view(), primary(), standby(B), SWITCH, spec=Spec(paused=True)), 0, refused),
+    (
+        "prepared: stop",
+        snap(
+            view(handover=Handover(B, "r1", HandoverStage.PREPARE)),
+            primary(handover_ready="r1"),
+            standby(B),
+            standby(C),
+            SWITCH,
+        ),
+        0,
+        lambda d: new_view(d).handover == Handover(B, "r1", HandoverStage.STOP),
+    ),
+    (
+        "the target has everything: promoted without a rewind",
+        snap(
+            view(handover=Handover(B, "r1", HandoverStage.STOP)),
+            primary(state=ServerState.STOPPED, standbys=()),
+            standby(B),
+            standby(C),
+            SWITCH,
+            promise(A, 900),
+            promise(B, 900),
+        ),
+        0,
+        promotes("b", "c"),
+    ),
+    (
+        "the target lacks something: not promoted",
+        snap(
+            view(handover=Handover(B, "r1", HandoverStage.STOP)),
+            primary(state=ServerState.STOPPED, standbys=()),
+            standby(B),
+            standby(C),
+            SWITCH,
+            promise(A, 900),
+            promise(B, 899),
+        ),
+        0.5,
+        waits,
+    ),
+    (
+        "the target does not answer: the term is opened for anybody",
+        snap(
+            view(handover=Handover(B, "r1", HandoverStage.STOP)),
+            primary(state=ServerState.STOPPED, standbys=()),
+            standby(C),
+            SWITCH,
+            promise(A, 900),
+        ),
+        2,
+        revokes,
+    ),
+    (
+        "the primary does not stop: called off",
+        snap(view(handover=Handover(B, "r1", HandoverStage.STOP)), primary(), standby(B), standby(C), SWITCH),
+        6,
+        lambda d: new_view(d).handover is None and new_view(d).term == TERM,
+    ),
+    # requests
+    (
+        "a failover by hand",
+        snap(view(), primary(), standby(B), standby(C), Request("r2", RequestKind.FAILOVER, None, "ann")),
+        0,
+        revokes,
+    ),
+    (
+        "not one that could lose writes",
+        snap(view(rules=ALONE), DEAD, standby(B), Request("r2", RequestKind.FAILOVER, None, "ann")),
+        0,
+        lambda d: waits(d) or refused(d),
+    ),
+    (
+        "a live node is not removed",
+        snap(view(), primary(), standby(B), standby(C), Request("r3", RequestKind.REMOVE, C, "ann")),
+        0,
+        refused,
+    ),
+    # the leader's place
+    ("a leader on the primary's node hands over", snap(leader=A), 100, lambda d: isinstance(d.action, Resign)),
+]
+
+
+@pytest.mark.parametrize(("story", "seen", "seconds", "expected"), STORIES, ids=[s[0] for s in STORIES])
+def test_decide(story: str, seen: Snapshot, seconds: float, expected: Callable[[Decision], bool]) -> None:
+    decision = after(seen, seconds)
+    assert expected(decision), f"{decision.action}\n{decision.why}"
+
+
+def test_accepting_data_loss_drops_the_rules_and_collects_promises() -> None:
+    request = Request("r2", RequestKind.FAILOVER, None, "ann", accept_data_loss=True)
+    lonely = view(rules=ALONE)
+    opened = new_view(after(snap(lonely, standby(B), standby(C), request), 0))
+    assert opened.phase is Phase.REVOKING
+    assert opened.rules == ()
+    assert waits(after(snap(opened, standby(B), standby(C), promise(B, 900)), 1))
+    chosen = after(snap(opened, standby(B), standby(C), promise(B, 900), promise(C, 905)), 1)
+    assert promotes("c", "b")(chosen), chosen.why
+
+
+def test_a_second_failover_on_silence_waits_for_the_cooldown() -> None:
+    silent = snap(revoking(cause="no answer from a, say b, c"), standby(B), standby(C))
+    seen = observe(observe(Observations(since=0.0), snap(), 50.0), silent, 60.0)
+    again = snap(view(term=NEXT, primary=B), *(replace(lost(n, Answer.SILENT)) for n in (A, C)))
+    verdicts = {
+        n: replace(r, verdict=replace(r.verdict, term=NEXT, primary=B)) for n, r in again.reports.items() if r.verdict
+    }
+    again = replace(again, reports=verdicts)
+    seen = observe(seen, again, 62.0)
+    assert waits(decide(again, seen, 62.0))
+    assert not waits(decide(again, seen, 71.0))
+
+
+def test_nodes_that_start_together_found_one_cluster() -> None:
+    fresh = [standby(n, state=ServerState.ABSENT, system_id="", verdict=None, streaming=False) for n in (A, B, C)]
+    story = snap(None, *fresh)
+    assert waits(decide(story, observe(None, story, 10.0), 10.5))
+    founded = new_view(decide(story, observe(None, story, 10.0), 11.5))
+    assert (founded.term, founded.phase, founded.primary) == (1, Phase.FOUNDING, A)
+    assert founded.rules == (lone_rule(1, A),)
+    assert {m.node for m in founded.members} == {A, B, C}
+
+
+def test_a_node_with_data_is_the_founder_and_two_systems_are_refused() -> None:
+    empty = standby(A, state=ServerState.ABSENT, system_id="", verdict=None)
+    story = snap(None, empty, standby(B, state=ServerState.STOPPED, system_id="7000"))
+    assert new_view(decide(story, observe(None, story, 0.0), 9.0)).primary == B
+    story = snap(None, standby(A, system_id="7000"), standby(B, system_id="8000"))
+    decision = decide(story, observe(None, story, 0.0), 9.0)
+    assert waits(decision)
+    assert "different systems" in decision.why

@@ -1,0 +1,372 @@
+"""What a keeper does next, as a table of stories: the view, the node's own state, and the step that must follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agent.local import Local, RestartUnderWay
+from agent.plan import plan_next
+from agent.steps import (
+    ApplyRule,
+    Barrier,
+    Checkpoint,
+    CloseRequest,
+    Copy,
+    CopyDone,
+    Follow,
+    GivePromise,
+    InitDb,
+    KeepSlots,
+    OpenGate,
+    PromiseStopped,
+    Promote,
+    Publish,
+    Restart,
+    Rewind,
+    StartPrimary,
+    StartStandby,
+    Step,
+    Stop,
+)
+from cluster.model import (
+    Fetch,
+    Handover,
+    HandoverStage,
+    Phase,
+    Request,
+    RequestKind,
+    ServerState,
+    Snapshot,
+    Spec,
+    lone_rule,
+)
+from postgres.instance import Data, InstanceState, Job, JobKind, Run
+from tests.unit.stories import (
+    TERM,
+    A,
+    B,
+    C,
+    as_primary,
+    as_standby,
+    at,
+    control,
+    disk,
+    down,
+    member,
+    primary,
+    promise,
+    promoting,
+    revoking,
+    rule,
+    slots,
+    snap,
+    standby,
+    upstream,
+    view,
+)
+
+NEXT = TERM + 1
+SERVES = {"applied": rule(), "barrier_term": TERM}
+STOPPING = Handover(B, "r1", HandoverStage.STOP)
+EMPTY = InstanceState(Data.ABSENT, Run.DOWN)
+RESTART_A = Request("r2", RequestKind.RESTART, A, "ann")
+NEW_RULE = rule(B, "c", term=NEXT)
+GIVEN = promise(B, 900)
+
+
+def local(node: str, inst: InstanceState, **known: object) -> Local:
+    base = Local(me=A if node == "a" else B if node == "b" else C, instance=inst, disk=disk())
+    return replace(base, **known)  # type: ignore[arg-type]
+
+
+STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
+    # nothing is done without a word of the cluster
+    ("no cluster: nothing", snap(None), local("a", EMPTY), None),
+    ("not a member: nothing", snap(view(members=(member(A),))), local("b", EMPTY), None),
+    ("data of another system: nothing", snap(view(system_id="1")), local("b", down()), None),
+    ("paused: nothing", snap(spec=Spec(paused=True)), local("a", down()), None),
+    ("a job is running: nothing", snap(), local("b", replace(EMPTY, job=Job(JobKind.COPY, True))), None),
+    ("etcd is silent: a primary is not started", snap(), local("a", down(), fresh=False), None),
+    ("etcd is silent: a standby may come back", snap(), local("b", down(), fresh=False), StartStandby(None)),
+    ("but not one that promised more", snap(), local("b", down(), fresh=False, disk=disk(NEXT)), None),
+    # founding
+    (
+        "the founder creates the data",
+        snap(view(term=1, phase=Phase.FOUNDING, rules=(lone_rule(1, A),))),
+        local("a", EMPTY, disk=disk(0)),
+        InitDb(),
+    ),
+    (
+        "the others wait until it is open",
+        snap(view(term=1, phase=Phase.FOUNDING, rules=(lone_rule(1, A),))),
+        local("b", EMPTY, disk=disk(0)),
+        None,
+    ),
+    (
+        "the founder starts it",
+        snap(view(term=1, phase=Phase.FOUNDING, rules=(lone_rule(1, A),))),
+        local("a", down("shut down"), disk=disk(0)),
+        StartPrimary(lone_rule(1, A)),
+    ),
+    # serving
+    ("all is well", snap(), local("a", as_primary(), **SERVES), None),
+    ("after an agent's restart the rule is proven again", snap(), local("a", as_primary()), ApplyRule(rule())),
+    (
+        "a changed rule is applied",
+        snap(view(rules=(rule(), rule(voters="b")))),
+        local("a", as_primary(), **SERVES),
+        ApplyRule(rule(voters="b")),
+    ),
+    ("no clients before the barrier", snap(), local("a", as_primary(gate_open=False), applied=rule()), Barrier(rule())),
+    ("clients after it", snap(), local("a", as_primary(gate_open=False), **SERVES), OpenGate()),
+    (
+        "its control file must show the timeline",
+        snap(),
+        local("a", as_primary(control=control(timeline=2)), **SERVES),
+        Checkpoint(""),
+    ),
+    ("a slot for each member", snap(), local("a", as_primary(slots=slots(B)), **SERVES), KeepSlots(frozenset({B, C}))),
+    (
+        "no slot for a former one",
+        snap(),
+        local("a", as_primary(slots=slots(B, C, A)), **SERVES),
+        KeepSlots(frozenset({B, C})),
+    ),
+    (
+        "on another timeline it is stopped",
+        snap(),
+        local("a", as_primary(position=at(9, 2)), **SERVES),
+        Stop(fast=False),
+    ),
+    ("it promised more: it does not serve", snap(), local("a", down(), disk=disk(NEXT)), None),
+    ("its standbys can take over: they get a moment", snap(), local("a", down(died=True), down_since=99.0), None),
+    ("they did not: it restarts in place", snap(), local("a", down(died=True), down_since=90.0), StartPrimary(rule())),
+    (
+        "nobody can take over: at once",
+        snap(view(), primary(), standby(B)),
+        local("a", down(died=True), down_since=100.0),
+        StartPrimary(rule()),
+    ),
+    (
+        "but not in a loop",
+        snap(view(), primary(), standby(B)),
+        local("a", down(died=True), down_since=100.0, last_start=98.0),
+        None,
+    ),
+    ("as a standby it is started anew", snap(), local("a", as_standby()), Stop(fast=True)),
+    # restart by hand
+    (
+        "a restart is announced and done",
+        snap(view(), primary(), standby(B), standby(C), RESTART_A),
+        local("a", as_primary(), **SERVES),
+        Restart("r2"),
+    ),
+    (
+        "down on purpose: up again at once",
+        snap(),
+        local("a", down("shut down"), restart=RestartUnderWay("r2", True), down_since=100.0),
+        StartPrimary(rule()),
+    ),
+    (
+        "a look that still sees the old server does not end the restart",
+        snap(view(), primary(), standby(B), standby(C), RESTART_A),
+        local("a", as_primary(), restart=RestartUnderWay("r2"), **SERVES),
+        Restart("r2"),
+    ),
+    (
+        "the new server ends it",
+        snap(),
+        local("a", as_primary(), restart=RestartUnderWay("r2", True), **SERVES),
+        CloseRequest("r2", "done: a was restarted"),
+    ),
+    # switchover
+    (
+        "a CHECKPOINT first",
+        snap(view(handover=Handover(B, "r1", HandoverStage.PREPARE))),
+        local("a", as_primary(), **SERVES),
+        Checkpoint("r1"),
+    ),
+    ("then stop in order", snap(view(handover=STOPPING)), local("a", as_primary(), **SERVES), Stop(fast=True)),
+    (
+        "then promise with the end",
+        snap(view(handover=STOPPING)),
+        local("a", down("shut down")),
+        PromiseStopped(NEXT, at(801)),
+    ),
+    ("a crash on the way is no end", snap(view(handover=STOPPING)), local("a", down(died=True)), None),
+    ("called off: it serves again", snap(), local("a", down("shut down"), down_since=90.0), StartPrimary(rule())),
+    (
+        "the target waits for it",
+        snap(view(handover=STOPPING)),
+        local("b", as_standby(receiver=False, streaming=False)),
+        None,
+    ),
+    (
+        "and then promises",
+        snap(view(handover=STOPPING), standby(B), promise(A, 900)),
+        local("b", as_standby(receiver=False)),
+        GivePromise(NEXT),
+    ),
+    (
+        "the others keep following",
+        snap(view(handover=STOPPING), standby(B), promise(A, 900)),
+        local("c", as_standby(slots=slots(A, B))),
+        None,
+    ),
+    # revoking
+    ("a standby promises", snap(revoking()), local("b", as_standby()), GivePromise(NEXT)),
+    ("one that is down starts detached first", snap(revoking()), local("b", down()), StartStandby(None)),
+    ("the old primary stops at once", snap(revoking()), local("a", as_primary()), Stop(fast=False)),
+    ("and then says where it ended", snap(revoking()), local("a", as_standby()), GivePromise(NEXT)),
+    (
+        "below its floor it may not be counted",
+        snap(revoking()),
+        local("b", as_standby(), disk=disk(floor=at(901))),
+        None,
+    ),
+    ("without data there is nothing to promise", snap(revoking()), local("b", EMPTY), None),
+    ("nor in the middle of a copy", snap(revoking()), local("b", down(), disk=disk(copying=True)), None),
+    ("what is on disk is told", snap(revoking()), local("b", as_standby(), disk=disk(NEXT, promise=GIVEN)), Publish()),
+    ("once", snap(revoking(), standby(B), GIVEN), local("b", as_standby(), disk=disk(NEXT, promise=GIVEN)), None),
+    (
+        "a promise is not repeated for a term below",
+        snap(revoking(), standby(B)),
+        local("b", as_standby(), disk=disk(NEXT + 1)),
+        None,
+    ),
+    (
+        "it fetches from one that is further",
+        snap(revoking(fetch=Fetch(B, C, at(950))), standby(B), GIVEN),
+        local("b", as_standby(position=at(900)), disk=disk(NEXT, promise=GIVEN)),
+        Follow(upstream(C, NEXT)),
+    ),
+    (
+        "and promises again with it",
+        snap(revoking(fetch=Fetch(B, C, at(950))), standby(B), GIVEN),
+        local("b", as_standby(upstream(C, NEXT), position=at(950)), disk=disk(NEXT, promise=GIVEN)),
+        GivePromise(NEXT),
+    ),
+    # promoting
+    (
+        "the chosen one is promoted",
+        snap(promoting()),
+        local("b", as_standby(), disk=disk(NEXT)),
+        Promote(NEXT, 4, NEW_RULE),
+    ),
+    ("once", snap(promoting()), local("b", as_standby(), disk=disk(NEXT), promoting=NEXT), None),
+    (
+        "then the barrier",
+        snap(promoting()),
+        local("b", as_primary(position=at(950, 4)), disk=disk(NEXT), promoting=NEXT),
+        Barrier(NEW_RULE),
+    ),
+    (
+        "another timeline than allocated: stop",
+        snap(promoting()),
+        local("b", as_primary(position=at(950, 5)), disk=disk(NEXT), promoting=NEXT),
+        Stop(fast=False),
+    ),
+    (
+        "no clients before it is open",
+        snap(promoting()),
+        local(
+            "b",
+            as_primary(position=at(950, 4), gate_open=False),
+            disk=disk(NEXT),
+            promoting=NEXT,
+            applied=NEW_RULE,
+            barrier_term=NEXT,
+        ),
+        None,
+    ),
+    (
+        "it died on the way: again",
+        snap(promoting()),
+        local("b", down(), disk=disk(NEXT, was_primary=NEXT)),
+        StartPrimary(NEW_RULE),
+    ),
+    (
+        "the others follow at once",
+        snap(promoting()),
+        local("c", as_standby(slots=slots(A, B))),
+        Follow(upstream(B, NEXT)),
+    ),
+    ("one ahead of the fork is stopped", snap(promoting()), local("c", as_standby(position=at(901))), Stop(fast=False)),
+    ("the deposed primary stops at once", snap(promoting()), local("a", as_primary()), Stop(fast=False)),
+    # standby
+    ("all is well for a standby", snap(), local("b", as_standby()), None),
+    ("without data it copies", snap(), local("b", EMPTY), Copy(upstream())),
+    (
+        "a complete copy is noted",
+        snap(),
+        local("b", down(job=Job(JobKind.COPY, False)), disk=disk(copying=True)),
+        CopyDone(),
+    ),
+    ("an interrupted one is begun again", snap(), local("b", down(), disk=disk(copying=True)), Copy(upstream())),
+    (
+        "a copy that failed waits",
+        snap(),
+        local("b", replace(EMPTY, job=Job(JobKind.COPY, False, "no space")), last_job_failed=95.0),
+        None,
+    ),
+    ("after a crash it learns where it stands", snap(), local("b", down()), StartStandby(None)),
+    (
+        "after a clean stop as primary it follows",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", down("shut down", control=control("shut down", 3, 899)), disk=disk(TERM)),
+        StartStandby(upstream(B, NEXT)),
+    ),
+    (
+        "a fork is rewound",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
+        local("a", down(), known_end=at(901)),
+        Rewind(upstream(B, NEXT)),
+    ),
+    (
+        "not before the new primary's control file shows its timeline",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=3)),
+        local("a", down(), known_end=at(901)),
+        None,
+    ),
+    (
+        "what cannot be rewound is copied",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
+        local("a", down(job=Job(JobKind.REWIND, False, "no common ancestor")), known_end=at(901)),
+        Copy(upstream(B, NEXT)),
+    ),
+    ("attached, but the gate is closed", snap(), local("b", as_standby(gate_open=False)), OpenGate()),
+    (
+        "it follows the term, not only the node",
+        snap(),
+        local("b", as_standby(upstream(A, TERM - 1))),
+        Follow(upstream()),
+    ),
+    ("it promised more: it does not follow", snap(), local("b", as_standby(), disk=disk(NEXT)), None),
+    ("a second primary stops at once", snap(), local("b", as_primary()), Stop(fast=False)),
+    (
+        "copied afresh by hand: stop first",
+        snap(view(), primary(), standby(B), Request("r4", RequestKind.RECLONE, B, "ann")),
+        local("b", as_standby()),
+        Stop(fast=True),
+    ),
+    (
+        "then copy",
+        snap(view(), primary(), standby(B), Request("r4", RequestKind.RECLONE, B, "ann")),
+        local("b", down("shut down in recovery")),
+        Copy(upstream()),
+    ),
+    (
+        "not while the primary is away",
+        snap(view(), primary(state=ServerState.CRASHED), standby(B), Request("r4", RequestKind.RECLONE, B, "ann")),
+        local("b", as_standby()),
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("story", "seen", "node", "step"), STORIES, ids=[s[0] for s in STORIES])
+def test_plan(story: str, seen: Snapshot, node: Local, step: Step | None) -> None:
+    plan = plan_next(seen, node, member(node.me), now=100.0)
+    assert plan.step == step, plan.why
