@@ -296,7 +296,7 @@ class EtcdStore:
     async def _trimming(self, written: int, kept: set[str]) -> list[Operation]:
         """What to delete so that the history and the answered requests stay bounded. Looks only now and then."""
         self._untrimmed += written
-        if self._untrimmed < TRIM_EVERY:
+        if not written or self._untrimmed < TRIM_EVERY:
             return []
         newest = await self._etcd.find(
             Get(self._keys.events, self._keys.events_end, limit=HISTORY, descending=True, keys_only=True)
