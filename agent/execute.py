@@ -20,6 +20,7 @@ from agent.steps import (
     CloseRequest,
     Copy,
     CopyDone,
+    CreateRoles,
     Follow,
     GivePromise,
     InitDb,
@@ -48,6 +49,7 @@ class Memory:
     applied: Rule | None = None
     barrier_term: int = 0
     ready_for: str = ""
+    roles_ready: bool = False
     promoting: int = 0
     known_end: Position | None = None
     down_since: float | None = None
@@ -154,6 +156,9 @@ class Performer:
             case Barrier(rule=rule):
                 await self._instance.barrier(rule)
                 memory.applied, memory.barrier_term = rule, rule.term
+            case CreateRoles():
+                await self._instance.ensure_roles()
+                memory.roles_ready = True
             case OpenGate():
                 await self._instance.set_gate(open=True)
             case CloseGate():

@@ -173,6 +173,7 @@ class Keeper:
             applied=m.applied,
             barrier_term=m.barrier_term,
             ready_for=m.ready_for,
+            roles_ready=m.roles_ready,
             promoting=m.promoting,
             known_end=m.known_end,
             down_since=m.down_since,
@@ -235,6 +236,11 @@ class Keeper:
             asynchronous=self.snap.spec.durability is Durability.ASYNC,
         )
         self._fence.arm(self.authority_until)
+
+    def rearm(self) -> None:
+        """Tell the fence anew, from the last look and the last lease: a long step must not look like a dead keeper."""
+        if self.seen is not None:
+            self._arm(self.seen)
 
     def _journal(self, plan: Plan) -> None:
         if self.plan is None or replace(plan, soon=False) != replace(self.plan, soon=False):

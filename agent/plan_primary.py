@@ -8,6 +8,7 @@ from agent.steps import (
     Barrier,
     Checkpoint,
     CloseRequest,
+    CreateRoles,
     InitDb,
     KeepSlots,
     OpenGate,
@@ -130,6 +131,8 @@ def _serving(snap: Snapshot, view: View, local: Local) -> Plan:
         return Plan(Stop(fast=False), f"it serves timeline {inst.position.timeline}, not {view.timeline}", problem=True)
     if _stopping_for(view.handover, me):
         return Plan(Stop(fast=True), f"switchover to {view.handover.target if view.handover else '?'}")
+    if not local.roles_ready and view.phase is Phase.FOUNDING:
+        return Plan(CreateRoles(), "the users flypg works with must exist before anybody needs them")
     if local.applied != rule:
         return Plan(ApplyRule(rule), f"{rule} is to be in force")
     if local.barrier_term != view.term:
@@ -147,6 +150,8 @@ def _serving(snap: Snapshot, view: View, local: Local) -> Plan:
     others = frozenset(m.node for m in view.members if m.node != me)
     if slots_differ(inst.slots, others):
         return Plan(KeepSlots(others), "a slot for each member")
+    if not local.roles_ready:
+        return Plan(CreateRoles(), "the users flypg works with must have the passwords this node was given")
     for request in snap.requests:
         if request.kind is RequestKind.RESTART and request.node == me and not request.outcome and view.handover is None:
             return Plan(Restart(request.id), f"restart, asked for by {request.asked_by}")

@@ -103,6 +103,11 @@ class Barrier:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateRoles:
+    """Make sure that the users flypg works with exist, before anybody needs them."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenGate:
     """Let clients in."""
 
@@ -156,6 +161,7 @@ Step = (
     | Promote
     | ApplyRule
     | Barrier
+    | CreateRoles
     | OpenGate
     | CloseGate
     | Checkpoint

@@ -170,6 +170,10 @@ class Instance(Protocol):
         """Let clients in, or only us and replication."""
         ...
 
+    async def ensure_roles(self) -> None:
+        """As primary: the users flypg works with exist and have their passwords. Safe to repeat."""
+        ...
+
     async def keep_slots(self, nodes: frozenset[NodeId]) -> None:
         """A physical slot for each of these other nodes, none for nodes that are not members any more."""
         ...

@@ -68,7 +68,7 @@ from tests.unit.stories import (
 )
 
 NEXT = TERM + 1
-SERVES = {"applied": rule(), "barrier_term": TERM}
+SERVES = {"applied": rule(), "barrier_term": TERM, "roles_ready": True}
 STOPPING = Handover(B, "r1", HandoverStage.STOP)
 EMPTY = InstanceState(Data.ABSENT, Run.DOWN)
 RESTART_A = Request("r2", RequestKind.RESTART, A, "ann")
@@ -119,7 +119,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         local("a", as_primary(), **SERVES),
         ApplyRule(rule(voters="b")),
     ),
-    ("no clients before the barrier", snap(), local("a", as_primary(gate_open=False), applied=rule()), Barrier(rule())),
+    ("no clients before the barrier", snap(), local("a", as_primary(gate_open=False), applied=rule(), roles_ready=True), Barrier(rule())),
     ("clients after it", snap(), local("a", as_primary(gate_open=False), **SERVES), OpenGate()),
     (
         "its control file must show the timeline",
