@@ -18,7 +18,7 @@ CONNECT_S = 10.0  # while flypg restarts; a failure would make PostgreSQL pause 
 ANSWER_S = {"push": 60.0, "get": 600.0}
 
 
-def ask(path, line, answer_s):
+def ask(path: str, line: bytes, answer_s: float) -> str:
     """Send one line, return the line that comes back. Raises OSError."""
     deadline = time.monotonic() + CONNECT_S
     while True:
@@ -43,7 +43,7 @@ def ask(path, line, answer_s):
     return answer[:-1].decode()
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     verb, path = arguments[:2]
     file = os.path.abspath(arguments[-1])
     fields = [verb, file] if verb == "push" else [verb, arguments[2], file]

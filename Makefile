@@ -1,0 +1,64 @@
+# flypg. `make up` needs nothing but Python 3.11+ and, to install what is missing, apt.
+
+PYTHON := .venv/bin/python
+FLYPG := .venv/bin/flypg
+SEEDS ?= 20000
+RUNS ?= 5
+NODES ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help up status drill down test check unit simulation integration bench soak lint format lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/.ready: requirements.lock scripts/bootstrap
+	@scripts/bootstrap
+
+.venv/.ready-dev: requirements.lock requirements-dev.lock scripts/bootstrap
+	@scripts/bootstrap --dev
+
+up: .venv/.ready  ## start a cluster of three nodes on this machine, and wait until it is healthy
+	@$(FLYPG) local up --nodes $(NODES)
+
+status: .venv/.ready  ## how it is
+	@$(FLYPG) status
+
+drill: .venv/.ready  ## kill the primary under a write load: outage, phases, lost writes
+	@$(PYTHON) -m chaos drill
+
+down: .venv/.ready  ## stop it; the data stays (make down ARGS=--destroy removes it)
+	@$(FLYPG) local down $(ARGS)
+
+test: .venv/.ready-dev  ## everything: style, types, unit tests, simulation, real PostgreSQL and etcd
+	@scripts/test
+
+lint: .venv/.ready-dev  ## style and types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format: .venv/.ready-dev  ## lay the code out
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+unit: .venv/.ready-dev  ## unit tests only
+	@$(PYTHON) -m pytest tests/unit -q
+
+simulation: .venv/.ready-dev  ## simulation only
+	@$(PYTHON) -m pytest tests/simulation -q
+
+integration: .venv/.ready-dev  ## tests with real servers only
+	@$(PYTHON) -m pytest tests/integration -q -n 2
+
+soak: .venv/.ready-dev  ## simulate SEEDS=… runs
+	@$(PYTHON) -m tests.simulation.soak $(SEEDS)
+
+bench: .venv/.ready-dev  ## measure every fault RUNS=… times
+	@$(PYTHON) -m chaos bench --runs $(RUNS)
+
+lock: .venv/.ready-dev  ## pin the newest versions that pyproject.toml allows
+	@scripts/lock
+
+clean:  ## remove what builds and tests leave behind (not a cluster's data)
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

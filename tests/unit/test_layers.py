@@ -1,0 +1,123 @@
+"""Who may import whom: the floors, the doors to the outside, and what a pure module keeps away from."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MAY_IMPORT = {
+    "cluster": set(),
+    "postgres": {"cluster"},
+    "sentinel": {"cluster"},
+    "healthchecks": {"postgres", "cluster"},
+    "backups": {"postgres", "cluster"},
+    "agent": {"healthchecks", "backups", "postgres", "cluster", "sentinel"},
+    "flypg": {"agent", "sentinel", "healthchecks", "backups", "postgres", "cluster"},
+    "chaos": {"cluster"},
+    "images": set(),
+}
+AGENT_STARTS_THE_SENTINEL = "agent/daemon.py"  # one process runs both; nothing else of agent knows the sentinel
+
+DOORS = {
+    "etcd3": ("cluster/etcd.py",),
+    "grpc": ("cluster/etcd.py",),
+    "psycopg": ("postgres/", "chaos/"),  # chaos is a client like any other
+    "boto3": ("backups/objects.py",),
+    "botocore": ("backups/objects.py",),
+    "subprocess": ("postgres/command.py", "agent/routing/", "agent/fence.py", "chaos/", "flypg/local"),
+}
+PROCESS_STARTERS = {"create_subprocess_exec", "create_subprocess_shell"}  # asyncio's own way round `subprocess`
+IMPURE = {"asyncio", "time", "os", "random", "logging", "subprocess", "socket"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in MAY_IMPORT:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), path
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The full dotted name of everything a module imports, wherever in it, with the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide who imports whom"
+            yield node.module or "", node.lineno
+
+
+MODULES = list(modules())
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_a_module_keeps_to_its_floor(name: str, path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    package = name.split("/")[0]
+    broken = []
+    for module, line in imports(tree):
+        top = module.split(".")[0]
+        if top in MAY_IMPORT and top != package:
+            if top not in MAY_IMPORT[package]:
+                broken.append(f"{name}:{line}: {package} may not import {module}")
+            if (package, top) == ("agent", "sentinel") and name != AGENT_STARTS_THE_SENTINEL:
+                broken.append(f"{name}:{line}: only {AGENT_STARTS_THE_SENTINEL} may import {module}")
+        if top == "tests" and name != "flypg/commands/dev.py":
+            broken.append(f"{name}:{line}: tests are not part of what is installed")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_the_outside_is_reached_through_its_door(name: str, path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    broken = [
+        f"{name}:{line}: {module} belongs into {' or '.join(DOORS[top])}"
+        for module, line in imports(tree)
+        if (top := module.split(".")[0]) in DOORS and not name.startswith(DOORS[top])
+    ]
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in PROCESS_STARTERS
+            and not name.startswith(DOORS["subprocess"])
+        ):
+            broken.append(f"{name}:{node.lineno}: programs are started in {' or '.join(DOORS['subprocess'])}")
+    assert not broken, "\n".join(broken)
+
+
+def is_pure(path: Path) -> bool:
+    """Does the module say of itself, at the end of a paragraph of its docstring, that it is pure?"""
+    try:
+        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    except SyntaxError:  # the tests above name it
+        return False
+    return any(paragraph.rstrip().endswith("Pure.") for paragraph in doc.split("\n\n"))
+
+
+PURE = [(name, path) for name, path in MODULES if is_pure(path)]
+
+
+@pytest.mark.parametrize(("name", "path"), PURE, ids=[name for name, _ in PURE])
+def test_a_pure_module_touches_nothing(name: str, path: Path) -> None:
+    broken = [
+        f"{name}:{line}: a pure module imports no {module}"
+        for module, line in imports(ast.parse(path.read_text()))
+        if module.split(".")[0] in IMPURE | set(DOORS)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_the_decisions_are_pure() -> None:
+    pure = {name for name, _ in PURE}
+    assert {
+        "cluster/model.py",
+        "cluster/quorum.py",
+        "cluster/authority.py",
+        "agent/plan.py",
+        "sentinel/decide.py",
+    } <= pure
