@@ -81,7 +81,7 @@ def kill_agent(bed: Target, node: Node) -> Undo:
 
 
 def kill_fence(bed: Target, node: Node) -> Undo:
-    _kill(node.helpers("agent.fence"), "the fence")
+    _kill(node.helpers("fence_process.py"), "the fence")
     return nothing
 
 
@@ -120,7 +120,7 @@ def freeze_agent(bed: Target, node: Node) -> Undo:
 
 
 def freeze_fence(bed: Target, node: Node) -> Undo:
-    return _freeze(lambda: node.helpers("agent.fence"), "the fence")
+    return _freeze(lambda: node.helpers("fence_process.py"), "the fence")
 
 
 def freeze_node(bed: Target, node: Node) -> Undo:

@@ -118,5 +118,5 @@ class Node(Place):
         return list(found.values())
 
     def helpers(self, program: str) -> list[Process]:
-        """Processes of this node that run `program` (haproxy, pgbouncer) or a module of that name (agent.fence)."""
+        """Processes of this node that run `program` (haproxy, pgbouncer) or a script of that name."""
         return [p for p in self.all() if any(Path(w).name == program or w == program for w in p.argv[:4])]

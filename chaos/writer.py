@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -45,6 +45,7 @@ class Job:
     fresh_every_ms: float = 20.0
     timeout_ms: float = 1000.0
     first_id: int = 1
+    prefix: str = ""  # before the names of the clients
 
 
 class Client:
@@ -58,6 +59,7 @@ class Client:
         self._lock = lock
         self._wire: Wire | None = None
         self._endpoint = 0
+        self._name = job.prefix + path
         self._id = job.first_id + (FRESH_IDS if path == "fresh" else 0)
 
     def run(self) -> None:
@@ -83,11 +85,11 @@ class Client:
             outcome = Outcome.FAIL if error.definite else Outcome.UNKNOWN
             self._drop()
             self._endpoint = (self._endpoint + 1) % len(self._job.endpoints)
-            return Write(self._path, number, invoked, time.monotonic(), outcome, str(error)[:160])
+            return Write(self._name, number, invoked, time.monotonic(), outcome, str(error)[:160])
         done = time.monotonic()
         if self._wire.warned:
-            return Write(self._path, number, invoked, done, Outcome.UNKNOWN, "answered before its standbys", server)
-        return Write(self._path, number, invoked, done, Outcome.OK, "", server, int(timeline, 16))
+            return Write(self._name, number, invoked, done, Outcome.UNKNOWN, "answered before its standbys", server)
+        return Write(self._name, number, invoked, done, Outcome.OK, "", server, int(timeline, 16))
 
     def _drop(self) -> None:
         if self._wire is not None:
@@ -122,38 +124,57 @@ def run(job: Job) -> None:
             thread.join()
 
 
-def read_log(path: Path) -> list[Write]:
-    """What the probe noted so far, in the order of completion."""
+def parse(lines: Iterable[str]) -> list[Write]:
+    """The writes behind complete lines of a probe's log."""
     writes = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                name, number, invoked, done, outcome, error, server, timeline = json.loads(line)
-                writes.append(Write(name, number, invoked, done, Outcome(outcome), error, server, timeline))
+    for line in lines:
+        if line.endswith("\n"):
+            name, number, invoked, done, outcome, error, server, timeline = json.loads(line)
+            writes.append(Write(name, number, invoked, done, Outcome(outcome), error, server, timeline))
     return writes
 
 
 class Probe:
     """A running write probe, as a drill holds it."""
 
-    def __init__(self, endpoints: Sequence[str], directory: Path, *, name: str = "probe", first_id: int = 1) -> None:
-        self.log = directory / f"{name}.jsonl"
-        self._job = directory / f"{name}.job"
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        directory: Path,
+        *,
+        prefix: str = "",
+        first_id: int = 1,
+        before: Sequence[str] = (),
+    ) -> None:
+        """`prefix`: tells this probe's clients from those of another. `before`: what its command line begins with."""
+        self.log = directory / f"{prefix}probe.jsonl"
+        self.paths = (f"{prefix}steady", f"{prefix}fresh")
+        self._job = directory / f"{prefix}probe.job"
         self.log.write_text("")
         descriptor = os.open(self._job, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id}, file)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "chaos.writer", str(self._job)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+            json.dump(
+                {"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id, "prefix": prefix}, file
+            )
+        command = [*before, sys.executable, "-m", "chaos.writer", str(self._job)]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def writes(self) -> list[Write]:
-        return read_log(self.log)
+        with self.log.open(encoding="utf-8") as file:
+            return parse(file)
 
-    def acknowledged_since(self, moment: float, paths: Sequence[str] = ("steady", "fresh")) -> bool:
+    def acknowledged_since(self, moment: float) -> bool:
         """Has every client had a write acknowledged that began after `moment`?"""
-        seen = {w.path for w in self.writes() if w.acknowledged and w.invoked >= moment}
-        return seen.issuperset(paths)
+        seen = {w.path for w in self._latest() if w.acknowledged and w.invoked >= moment}
+        return seen.issuperset(self.paths)
+
+    def _latest(self) -> list[Write]:
+        """The last few hundred writes."""
+        size = self.log.stat().st_size
+        with self.log.open("rb") as file:
+            file.seek(max(0, size - 64_000))
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+        return parse(lines[1:] if size > 64_000 else lines)
 
     def wait_acknowledged(self, moment: float, timeout_s: float) -> bool:
         """Wait until both clients write again; False when they do not within `timeout_s`."""

@@ -1,0 +1,147 @@
+"""Run a drill: load, break, watch, mend, judge."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chaos.checkers.durability import durability
+from chaos.checkers.outage import outage, outage_verdict
+from chaos.checkers.primaries import doubly_acknowledged, one_primary
+from chaos.drills import Drill
+from chaos.faults import nothing
+from chaos.history import Verdict
+from chaos.inspection import judge_servers, patiently, rows
+from chaos.phases import failovers, phases, roles
+from chaos.places import Node
+from chaos.results import Result, Told
+from chaos.target import Target, TestbedError
+from chaos.wire import WireError
+from chaos.writer import CREATE, TABLE, Probe
+
+BASELINE_S = 1.5  # undisturbed writes before anything is broken
+CALM_S = 1.0  # and after everything is mended
+INSIDE_IDS = 10_000_000_000  # a second probe counts from here
+
+
+def prepare(target: Target) -> None:
+    """An empty table for the probe."""
+    wire = patiently(target.primary)
+    try:
+        wire.execute(CREATE, timeout_s=20)
+        wire.execute(f"TRUNCATE {TABLE}", timeout_s=20)
+    finally:
+        wire.close()
+
+
+def victim_of(target: Target, drill: Drill, rng: random.Random) -> Node | None:
+    """Whom it hits; None: nobody in particular."""
+    if drill.victim == "primary":
+        return target.primary
+    return rng.choice(target.standbys) if drill.victim == "standby" else None
+
+
+def endpoints(target: Target, victim: Node | None) -> list[str]:
+    """Where clients connect: the proxies of all nodes but the victim, as clients of a lost machine go elsewhere."""
+    return [node.through_proxy for node in target.nodes.values() if node is not victim] or [
+        node.through_proxy for node in target.nodes.values()
+    ]
+
+
+def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str], None] = lambda _: None) -> Result:
+    """Run one drill against a healthy cluster and mend everything again. Never leaves the fault behind."""
+    rng = random.Random(f"{seed}/{drill.name}")
+    target.wait_healthy()
+    victim = victim_of(target, drill, rng)
+    name = victim.name if victim is not None else ""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    result = Result(drill.name, drill.about, seed, name, drill.bar_s, drill.limit_s, began=time.monotonic(), when=when)
+    with tempfile.TemporaryDirectory(prefix="fpprobe") as directory:
+        prepare(target)
+        probes = [Probe(endpoints(target, victim), Path(directory))]
+        if drill.inside and victim is not None and target.network is not None:
+            before = target.network.inside(victim.name)
+            probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=before))
+        try:
+            _break_and_mend(target, drill, victim, probes[0], result, rng, say)
+        except TestbedError as error:
+            result.verdicts.append(Verdict("drill", False, str(error)))
+        finally:
+            for probe in probes:
+                result.writes += probe.stop()
+    result.ended = time.monotonic()
+    _judge(target, drill, result, say)
+    say(result.line)
+    return result
+
+
+def _break_and_mend(
+    target: Target,
+    drill: Drill,
+    victim: Node | None,
+    probe: Probe,
+    result: Result,
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> None:
+    if not probe.wait_acknowledged(time.monotonic(), 20):
+        raise TestbedError("no write was acknowledged before anything was broken")
+    time.sleep(BASELINE_S + rng.random() * 0.5)
+    say(f"{drill.name}: {drill.about}" + (f" ({victim.name})" if victim is not None else ""))
+    undo = nothing
+    try:
+        result.fault = time.monotonic()
+        undo = drill.begin(target, victim if victim is not None else target.primary)
+        broken_at = time.monotonic()
+        back = probe.wait_acknowledged(broken_at, drill.limit_s + 20)
+        say(f"{drill.name}: " + ("writes are acknowledged" if back else "no write is acknowledged"))
+        time.sleep(max(0.0, result.fault + drill.hold_s - time.monotonic()))
+    finally:
+        undo()
+        result.mended = time.monotonic()
+    target.wait_healthy(drill.heal_s)
+    result.healed = time.monotonic()
+    if not probe.wait_acknowledged(result.healed, 20):
+        raise TestbedError("no write was acknowledged after everything was mended")
+    time.sleep(CALM_S)
+
+
+def _judge(target: Target, drill: Drill, result: Result, say: Callable[[str], None]) -> None:
+    if not result.fault:
+        return
+    writes = result.writes
+    watch = target.watch
+    since = result.began - 1
+    views = watch.views()
+    told = failovers(views, since=result.fault)
+    result.failovers = len(told)
+    result.outages = [outage(writes, path, fault=result.fault) for path in drill.paths]
+    result.doubled = len(doubly_acknowledged(writes))
+    result.errors = dict(Counter(w.error for w in writes if w.error).most_common())
+    outside = [w for w in writes if w.path in drill.paths]
+    result.phases = phases(views, watch.promises(since), watch.reports(since), outside, fault=result.fault)
+    result.roles = roles(watch.reports(), began=result.began, ended=result.ended)
+    result.events = [Told(at, e.kind, e.text, e.by) for at, e in watch.events(since)]
+    result.verdicts.append(outage_verdict(result.outages, bound_s=drill.limit_s))
+    right = " or ".join(map(str, drill.failovers))
+    count = Verdict("failovers", len(told) in drill.failovers, f"{len(told)} (right: {right})")
+    result.verdicts += [one_primary(writes), count]
+    if result.healed is not None:
+        text = f"complete again {result.healed - result.mended:.1f} s after all was mended (bound {drill.heal_s:g} s)"
+        result.verdicts.append(Verdict("healing", True, text))
+    try:
+        say(f"{drill.name}: looking for every one of {sum(w.acknowledged for w in writes)} acknowledged writes")
+        result.durability = durability(writes, rows(target.primary))
+        result.verdicts.append(result.durability.verdict)
+        if result.healed is not None:
+            result.verdicts += judge_servers(target, _readable(target))
+    except (TestbedError, WireError) as error:
+        result.verdicts.append(Verdict("final read", False, str(error)))
+
+
+def _readable(target: Target) -> Sequence[Node]:
+    return list(target.nodes.values())
