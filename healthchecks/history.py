@@ -1,7 +1,7 @@
 """Failovers and switchovers as counters, and how long each phase of one took.
 
-The counters come from the cluster's history, so every node tells the same. The phases are timed here, by this node's own
-clock, from the changes of the view that it was woken for: a node that was away has not seen them and counts nothing.
+The counters come from the cluster's history, so every node tells the same. The phases are timed here, by this node's
+own clock, from the changes of the view that it was woken for: a node that was away has seen none and counts nothing.
 """
 
 from __future__ import annotations

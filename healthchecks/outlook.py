@@ -1,7 +1,7 @@
 """What a failure of the primary would cost right now. Pure.
 
-The sentinel decides a failover from promises that are given when it happens; before that one can only say who could give
-them: the voters that report, run as standbys and stream.
+The sentinel decides a failover from promises that are given when it happens; before that one can only say who could
+give them: the voters that report, run as standbys and stream.
 """
 
 from __future__ import annotations

@@ -14,14 +14,17 @@ from aiohttp import web
 
 from cluster.errors import FlypgError
 from healthchecks.config import HttpConfig
+from healthchecks.exposition import CONTENT_TYPE
 from healthchecks.lines import Report
 from healthchecks.node import cluster_json, event_json, node_json
 from healthchecks.probes import PROBES, Asked, parse_lag, probe
 from healthchecks.provider import Provider
 from healthchecks.role import gather
+from healthchecks.scrape import Metrics
 from healthchecks.suite import Checks
 from postgres.check_queries import Vitals
 
+COMPRESS_FROM = 4096
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -31,6 +34,10 @@ def json_response(value: object, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
 
 
+def accepts_gzip(request: web.Request) -> bool:
+    return "gzip" in request.headers.get("Accept-Encoding", "")
+
+
 def plain(report: Report) -> web.Response:
     return web.Response(text=report.body, status=report.status, content_type="text/plain", charset="utf-8")
 
@@ -38,25 +45,31 @@ def plain(report: Report) -> web.Response:
 class HttpServer:
     """Everything a node serves over HTTP."""
 
-    def __init__(self, config: HttpConfig, provider: Provider) -> None:
+    def __init__(self, config: HttpConfig, provider: Provider, version: str = "") -> None:
         self._config = config
         self._provider = provider
         self.checks = Checks(config, provider)
+        self.metrics = Metrics(config, provider, self.checks, version)
         self._runners: list[web.AppRunner] = []
 
     async def start(self) -> None:
         """Listen. Raises OSError when no address can be bound or a port is taken."""
         await self._serve(self.application(), self._config.http_port)
+        scraped = web.Application()
+        scraped.router.add_get("/metrics", self._metrics)
+        await self._serve(scraped, self._config.metrics_port)
 
     async def stop(self) -> None:
         """Close every connection, to clients and to PostgreSQL."""
         for runner in self._runners:
             await runner.cleanup()
         self._runners.clear()
+        await self.metrics.close()
         await self.checks.close()
 
     def wake(self) -> None:
-        """The agent has read something new: whoever watches is told."""
+        """The agent has read something new: whoever watches is told. Cheap; call it from the event loop."""
+        self.metrics.observe()
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -67,6 +80,7 @@ class HttpServer:
         for path in PROBES:
             for method in ("GET", "HEAD", "OPTIONS"):
                 add(method, path, self._probe)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/node", self._node)
         app.router.add_get("/patroni", self._node)
         app.router.add_get("/cluster", self._cluster)
@@ -124,6 +138,13 @@ class HttpServer:
     async def _cluster(self, request: web.Request) -> web.Response:
         snapshot = self._provider.snapshot()
         return json_response(cluster_json(self._provider.cluster(), snapshot, self._provider.snapshot_age_s()))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        text = await self.metrics.text()
+        response = web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+        if len(text) > COMPRESS_FROM and accepts_gzip(request):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def _history(self, request: web.Request) -> web.Response:
         try:

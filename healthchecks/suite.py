@@ -107,6 +107,12 @@ class Checks:
             return None
         return self._vitals[1]
 
+    def newest_vitals(self) -> Vitals | None:
+        """As the last pg check found them; None when that is more than a minute ago."""
+        if self._vitals is None or time.monotonic() > self._vitals[0] + 60.0:
+            return None
+        return self._vitals[1]
+
     async def _vm(self) -> Report:
         return report(await self._machine.lines(DISK_TIMEOUT_S))
 

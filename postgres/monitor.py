@@ -19,7 +19,7 @@ T = TypeVar("T")
 LIMITS = """SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
                    set_config('application_name', %s, false), set_config('search_path', 'pg_catalog', false),
                    set_config('idle_in_transaction_session_timeout', '10s', false)"""
-__all__ = ["Connection", "Session", "SqlRefused", "asked", "cut", "translated"]
+__all__ = ["Connection", "Session", "SqlRefused", "asked", "cut", "refusable", "translated"]
 
 
 class SqlRefused(FlypgError):
@@ -39,17 +39,18 @@ def translated(error: psycopg.Error) -> FlypgError:
     return SqlRefused(sqlstate, text)
 
 
+async def refusable(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises SqlRefused or PostgresUnavailable instead of psycopg's errors."""
+    try:
+        return await work
+    except psycopg.Error as error:
+        raise translated(error) from error
+
+
 async def asked(connection: Connection, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
     """The result of `work` on `connection`. Raises PostgresUnavailable when there is none in time (the connection is
     unusable then), SqlRefused when PostgreSQL refused a statement."""
-
-    async def translating() -> T:
-        try:
-            return await work
-        except psycopg.Error as error:
-            raise translated(error) from error
-
-    return await bounded(connection, translating(), timeout_s)
+    return await bounded(connection, refusable(work), timeout_s)
 
 
 class Session:
