@@ -14,6 +14,7 @@ from typing import assert_never
 from agent.local import RestartUnderWay
 from agent.steps import (
     ApplyRule,
+    ApplySettings,
     Barrier,
     Checkpoint,
     CloseGate,
@@ -156,6 +157,8 @@ class Performer:
             case Barrier(rule=rule):
                 await self._instance.barrier(rule)
                 memory.applied, memory.barrier_term = rule, rule.term
+            case ApplySettings(parameters=parameters, hba=hba):
+                await self._instance.set_parameters(parameters, hba)
             case CreateRoles():
                 await self._instance.ensure_roles()
                 memory.roles_ready = True

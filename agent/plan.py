@@ -10,8 +10,9 @@ from __future__ import annotations
 from agent.local import Local
 from agent.plan_primary import as_primary
 from agent.plan_standby import as_standby, promise_for
-from agent.steps import Plan, StartStandby
+from agent.steps import ApplySettings, Plan, StartStandby
 from cluster.model import Member, Phase, Snapshot, View
+from postgres.config import settings_fingerprint
 from postgres.instance import Data, JobKind, Run
 
 
@@ -37,6 +38,14 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
             f" {view.system_id}): move it away, then this node copies the cluster's data",
             problem=True,
         )
+    spec = snap.spec
+    if (
+        view.phase in (Phase.OPEN, Phase.FOUNDING)
+        and view.handover is None
+        and inst.run in (Run.UP, Run.DOWN)
+        and inst.settings_generation not in ("", settings_fingerprint(spec.parameters, spec.hba))
+    ):
+        return Plan(ApplySettings(spec.parameters, spec.hba), "the operator's settings changed")
     if view.phase is Phase.REVOKING:
         return promise_for(snap, view, local)
     if view.primary == me:

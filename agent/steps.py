@@ -125,6 +125,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplySettings:
+    """Write the operator's PostgreSQL settings and pg_hba lines, and reload."""
+
+    parameters: tuple[tuple[str, str], ...]
+    hba: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KeepSlots:
     """A replication slot for each of these nodes, none for former members."""
 
@@ -165,6 +173,7 @@ Step = (
     | OpenGate
     | CloseGate
     | Checkpoint
+    | ApplySettings
     | KeepSlots
     | Restart
     | CloseRequest

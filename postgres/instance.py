@@ -13,6 +13,7 @@ Three things keep a PostgreSQL from ever acting on its own:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -104,7 +105,7 @@ class InstanceState:
     server_version: int = 0
     fault: str = ""  # first-hand evidence beyond death and hanging: WAL volume full, fsync failing, flush stalled
     data_generation: int = 0  # counts replacements of the data directory
-    settings_generation: str = ""  # fingerprint of the settings its files were written for
+    settings_generation: str = ""  # postgres.config.settings_fingerprint of what its files hold; "" means unknown
     slots: frozenset[str] = field(default_factory=frozenset)  # physical slots that exist
 
 
@@ -168,6 +169,10 @@ class Instance(Protocol):
 
     async def set_gate(self, *, open: bool) -> None:
         """Let clients in, or only us and replication."""
+        ...
+
+    async def set_parameters(self, parameters: Iterable[tuple[str, str]], hba: Iterable[str]) -> None:
+        """Write the operator's settings and reload. Raises InstanceError when PostgreSQL refuses them."""
         ...
 
     async def ensure_roles(self) -> None:
