@@ -1,0 +1,191 @@
+"""Carries out a restore: unpack a snapshot, check it, replay WAL up to the target, end with a clean data directory.
+
+The recovery runs here, on a server that nobody can reach, and ends with an orderly stop. What is handed over needs no
+repository any more: it is the data directory of a primary, on a timeline of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from backups import layout
+from backups.base import Progress
+from backups.errors import RestoreFailed, RestoreRefused
+from backups.extract import relocate_tablespaces, unpack
+from backups.repository import Path
+from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, plan_restore
+from backups.walget import WalFetcher
+from backups.wire import LineServer, restore_command
+from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
+from cluster.model import format_lsn
+from postgres.command import Account
+from postgres.files import free_bytes
+from postgres.scratch import ScratchServer, find_programs
+
+log = logging.getLogger("flypg.backups")
+CHECK_S = 3600.0
+RECOVERY_S = 24 * 3600.0
+TARGETS = {TargetKind.TIME: "time", TargetKind.LSN: "lsn", TargetKind.NAME: "name", TargetKind.XID: "xid"}
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What came out. Durations in seconds."""
+
+    directory: FilePath
+    timeline: int
+    lsn: str  # where the restored cluster begins to write
+    last_commit: str  # time of the last transaction that was replayed; "" when no WAL was
+    unpack_s: float
+    check_s: float
+    recovery_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.unpack_s + self.check_s + self.recovery_s
+
+
+def make_plan(
+    path: Path, target: Target, *, snapshot: str = "latest", timeline: int | None = None
+) -> RestorePlan | Refused:
+    """Look at what a repository has, and choose; blocks."""
+    snapshots = path.snapshots()
+    if target.kind is TargetKind.SNAPSHOT:
+        return plan_restore(snapshots, {}, frozenset(), target, snapshot=snapshot)
+    size = snapshots[0].segment_bytes if snapshots else layout.SEGMENT_BYTES
+    names = list(path.wal_names())
+    histories = {
+        int(n[:8], 16): layout.parse_history(path.get_wal(n).decode()) for n in names if layout.HISTORY.match(n)
+    }
+    segments = frozenset(s for n in names if (s := layout.segment_of(n, size)))
+    return plan_restore(snapshots, histories, segments, target, snapshot=snapshot, timeline=timeline)
+
+
+async def restore(
+    path: Path,
+    plan: RestorePlan,
+    directory: FilePath,
+    *,
+    owner: Account | None,
+    programs: str = "",
+    inclusive: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> RestoreResult:
+    """Restore into the empty `directory`. Raises RestoreRefused (nothing changed), RestoreFailed, RepositoryError."""
+    record = plan.snapshot
+    binaries = find_programs(record.major, programs)
+    await asyncio.to_thread(_check_space, directory, record.raw_bytes)
+    home = await asyncio.to_thread(private_home)
+    server = ScratchServer(directory, home / "s", binaries, owner)
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(Progress(done, record.raw_bytes, record.stored_bytes))
+
+    began = time.monotonic()
+    try:
+        await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
+        unpacked = time.monotonic()
+        await _check(server, directory)
+        await asyncio.to_thread(relocate_tablespaces, directory, record, owner)
+        checked = time.monotonic()
+        timeline, lsn, commit = await _recover(server, path, plan, home, owner, inclusive)
+        ended = time.monotonic()
+    except (InstanceError, CommandFailed, PostgresUnavailable) as error:
+        raise RestoreFailed(
+            f"restore into {directory} failed, what is there is left for inspection: {error}"
+        ) from error
+    finally:
+        await server.kill()
+        await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+    await asyncio.to_thread((directory / "backup_manifest").unlink, missing_ok=True)
+    return RestoreResult(directory, timeline, lsn, commit, unpacked - began, checked - unpacked, ended - checked)
+
+
+def private_home() -> FilePath:
+    """A new directory for a scratch server; below /tmp, since a socket's path must be short."""
+    home = FilePath(tempfile.mkdtemp(prefix="flypg-", dir="/tmp"))
+    home.chmod(0o711)  # the server's user passes through
+    return home
+
+
+def _check_space(directory: FilePath, needed: int) -> None:
+    place = directory
+    while not place.exists():
+        place = place.parent
+    free = free_bytes(place)
+    if free < needed * 1.1:
+        raise RestoreRefused(f"{directory} needs {int(needed * 1.1) >> 20} MiB, only {free >> 20} MiB are free")
+
+
+async def _check(server: ScratchServer, directory: FilePath) -> None:
+    """Compare every file with PostgreSQL's own manifest."""
+    await server.tool("pg_verifybackup", "--no-parse-wal", "--quiet", directory, timeout_s=CHECK_S)
+
+
+async def _recover(
+    server: ScratchServer, path: Path, plan: RestorePlan, home: FilePath, owner: Account | None, inclusive: bool
+) -> tuple[int, str, str]:
+    """Replay to the target, promote, stop in order. Returns timeline, LSN, time of the last commit."""
+    if plan.target.kind is TargetKind.SNAPSHOT:
+        await server.start({})  # the WAL inside the snapshot, as after a crash
+        return await _finish(server)
+    fetcher = WalFetcher(path, highest_timeline=plan.timeline, segment_bytes=plan.snapshot.segment_bytes, owner=owner)
+    lines = LineServer(home / "wal", fetcher.handle, owner)
+    settings = {
+        "restore_command": restore_command(home, home / "wal", owner),
+        "recovery_target_timeline": str(plan.timeline),
+        "recovery_target_action": "promote",
+        "hot_standby": "off",  # nothing to read before the end, and one demand less on settings
+    }
+    if plan.target.kind in TARGETS:
+        settings[f"recovery_target_{TARGETS[plan.target.kind]}"] = plan.target.text
+        settings["recovery_target_inclusive"] = "on" if inclusive else "off"
+    await asyncio.to_thread(lines.start)
+    try:
+        await asyncio.to_thread(_signal, server.data, owner)
+        await server.start(settings)
+        try:
+            return await _finish(server)
+        except InstanceError as error:
+            raise RestoreFailed(_explain(plan, fetcher, server, error)) from error
+    finally:
+        lines.stop()
+        await asyncio.to_thread(fetcher.stop)
+
+
+def _signal(data: FilePath, owner: Account | None) -> None:
+    file = data / "recovery.signal"
+    file.touch(mode=0o600)
+    if owner is not None:
+        shutil.chown(file, owner.uid, owner.gid)
+
+
+def _explain(plan: RestorePlan, fetcher: WalFetcher, server: ScratchServer, error: InstanceError) -> str:
+    if fetcher.failure:
+        return f"the repository failed during recovery: {fetcher.failure}"
+    words = server.last_words()
+    if "recovery ended before configured recovery target was reached" in words:
+        return f"the archived WAL ends (last segment {fetcher.last or 'none'}) before {plan.target}"
+    return str(error)
+
+
+async def _finish(server: ScratchServer) -> tuple[int, str, str]:
+    await server.wait_until_open(timeout_s=RECOVERY_S)
+    name, lsn, commit = await server.row(
+        "SELECT pg_walfile_name(pg_current_wal_lsn()), pg_current_wal_lsn()::text,"
+        " pg_last_xact_replay_timestamp()::text"
+    )
+    await server.stop()
+    control = (await server.control()).control
+    if control.state != "shut down":
+        raise InstanceError(f"the restored server did not stop in order: {control.state}")
+    log.info("restored", extra={"directory": str(server.data), "lsn": format_lsn(control.checkpoint)})
+    return int(str(name)[:8], 16), str(lsn), str(commit or "")

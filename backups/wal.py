@@ -1,0 +1,274 @@
+"""Archives WAL: answers PostgreSQL's archive_command, and pushes ahead of it in parallel.
+
+Theory of operation. PostgreSQL asks for one segment after the other and may forget a segment only after our `ok`,
+which comes when it is durable in the repository. Meanwhile we look which files are ready next, and store those as well,
+so that later questions are answered at once. PostgreSQL may ask for anything again.
+
+Only the primary of an open term archives, told by its agent: a branch that was never opened must not be found by a
+restore. What its dead predecessor had not archived, the new primary has received as a standby: it is pushed first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from backups import layout
+from backups.errors import DifferentContent, RepositoryError
+from backups.layout import Fork, segment_of
+from backups.repository import Path
+from backups.segments import wrong_with
+
+log = logging.getLogger("flypg.backups")
+OPEN_WAIT_S = (
+    10.0  # a new primary archives its history file before its term is open: PostgreSQL waits rather than fails
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WalStatus:
+    """How archiving stands. Times are seconds since 1970; None means never."""
+
+    last: str = ""  # the last file that is in the repository
+    last_at: float | None = None
+    archived: int = 0  # files since this process started
+    failed: int = 0
+    error: str = ""  # of the last failure; "" once a file got through
+    conflicts: int = 0  # files that were refused because others have their names
+    dropped: int = 0  # files that PostgreSQL was allowed to forget although they were not stored
+    ready: int = 0  # files that PostgreSQL wants archived
+    oldest_ready_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WalOptions:
+    workers: int = 4
+    queue_limit_bytes: int = 0  # of WAL that waits; 0 means no limit
+    drop_past_limit: bool = False  # past the limit: let PostgreSQL forget WAL, which leaves a gap in the archive
+
+
+class WalArchiver:
+    """Answers `push`. Several threads may ask."""
+
+    def __init__(
+        self,
+        path: Path,
+        pg_wal: FilePath,
+        *,
+        segment_bytes: int,
+        options: WalOptions = WalOptions(),
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._pg_wal = pg_wal
+        self._segment_bytes = segment_bytes
+        self._options = options
+        self._wall = wall
+        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="wal-push")
+        self._lock = threading.Lock()
+        self._inflight: dict[str, Future[None]] = {}
+        self._done: set[str] = set()  # stored ahead of being asked for
+        self._standing = threading.Condition()
+        self._timeline: int | None = None  # of the open term that this node is primary of
+        self._draining = False
+        self._status = WalStatus()
+        self._status_lock = threading.Lock()
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def stand(self, timeline: int | None, *, draining: bool = False) -> None:
+        """Told by the agent: primary of an open term on `timeline`, or not (None). `draining`: a switchover waits."""
+        with self._standing:
+            opened = timeline is not None and timeline != self._timeline
+            self._timeline, self._draining = timeline, draining
+            self._standing.notify_all()
+        if opened and timeline is not None:
+            self._pool.submit(self._backfill, timeline)
+
+    def handle(self, fields: list[str]) -> str:
+        """A line of PostgreSQL's archive_command: `push`, path."""
+        if len(fields) != 2 or fields[0] != "push":
+            return f"no {fields[0]!r} is not understood"
+        file = FilePath(fields[1])
+        try:
+            return self._push(file.name)
+        except (RepositoryError, OSError) as error:
+            self._note_failure(error)
+            return self._past_limit(file.name) or f"no {file.name}: {error}"
+
+    def _push(self, name: str) -> str:
+        if not layout.archivable(name):
+            return f"no {name} is not a WAL file"
+        timeline, draining = self._wait_until_open()
+        if timeline is None:
+            return f"no {name}: this node is not the primary of an open term"
+        with self._lock:
+            if name in self._done:
+                self._done.discard(name)
+                return "ok"
+            future = self._submit(name)
+        if not draining:
+            self._look_ahead(name)
+        try:
+            future.result(timeout=2.0 if draining else 50.0)
+        except TimeoutError:
+            return f"no {name}: " + ("a switchover waits, the next primary archives it" if draining else "takes long")
+        finally:
+            with self._lock:
+                self._done.discard(name)
+        return "ok"
+
+    def _wait_until_open(self) -> tuple[int | None, bool]:
+        with self._standing:
+            self._standing.wait_for(lambda: self._timeline is not None, OPEN_WAIT_S)
+            return self._timeline, self._draining
+
+    def _submit(self, name: str) -> Future[None]:
+        """Store `name` in the background, once. Call with the lock held."""
+        future = self._inflight.get(name)
+        if future is None:
+            future = self._pool.submit(self._store, name)
+            self._inflight[name] = future
+            future.add_done_callback(lambda f: self._settle(name, f))
+        return future
+
+    def _settle(self, name: str, future: Future[None]) -> None:
+        with self._lock:
+            self._inflight.pop(name, None)
+            if not future.cancelled() and future.exception() is None:
+                self._done.add(name)
+
+    def _look_ahead(self, asked: str) -> None:
+        """Store what PostgreSQL will ask for next, as far as workers are free."""
+        ready = self.ready()
+        with self._lock:
+            self._done &= {*ready, asked}
+            free = self._options.workers - len(self._inflight)
+            for name in ready:
+                if free <= 0:
+                    return
+                if name not in self._done and name not in self._inflight:
+                    self._submit(name)
+                    free -= 1
+
+    def ready(self) -> list[str]:
+        """The files that PostgreSQL wants archived, in its order: history files first, then by name."""
+        try:
+            names = os.listdir(self._pg_wal / "archive_status")
+        except FileNotFoundError:
+            return []
+        found = [n.removesuffix(".ready") for n in names if n.endswith(".ready")]
+        return sorted((n for n in found if layout.archivable(n)), key=lambda n: (not layout.HISTORY.match(n), n))
+
+    def _store(self, name: str) -> None:
+        """Store one file. Raises RepositoryError or OSError."""
+        content = (self._pg_wal / name).read_bytes()
+        if layout.SEGMENT.match(name) or layout.PARTIAL.match(name):
+            problem = wrong_with(
+                name,
+                content[:64],
+                len(content),
+                system_id=self._path.name.system_id,
+                segment_bytes=self._segment_bytes,
+            )
+            if problem:
+                raise RepositoryError(problem)
+        try:
+            self._path.put_wal(name, content)
+        except DifferentContent as error:
+            self._note(conflicts=1)
+            log.error("wal_conflict", extra={"file": name, "error": str(error)})
+            if not (layout.PARTIAL.match(name) or self._left_behind(name)):
+                raise
+        self._note(archived=1, last=name, last_at=self._wall(), error="")
+
+    def _left_behind(self, name: str) -> bool:
+        """Is it WAL that this node wrote on a timeline that the cluster has left before it? Then nobody needs it."""
+        segment = segment_of(name, self._segment_bytes)
+        forks = self.ancestors(self._timeline or 0)
+        return segment is not None and any(
+            f.timeline == segment.timeline and segment.number >= f.lsn // self._segment_bytes for f in forks
+        )
+
+    def ancestors(self, timeline: int) -> tuple[Fork, ...]:
+        """The history of `timeline` as this node knows it."""
+        try:
+            return layout.parse_history((self._pg_wal / f"{timeline:08X}.history").read_text())
+        except FileNotFoundError:
+            return ()
+
+    def _backfill(self, timeline: int) -> None:
+        """Push what the primaries before us have left unarchived, as far as this node has it."""
+        try:
+            self._push_missing(timeline)
+        except (RepositoryError, OSError) as error:
+            self._note_failure(error)
+            if self._timeline == timeline:
+                time.sleep(5)
+                with contextlib.suppress(RuntimeError):  # we were stopped meanwhile
+                    self._pool.submit(self._backfill, timeline)
+
+    def _push_missing(self, timeline: int) -> None:
+        forks = self.ancestors(timeline)
+        limits = {f.timeline: f.lsn // self._segment_bytes for f in forks}
+        here = sorted(os.listdir(self._pg_wal))
+        histories = [n for n in here if layout.HISTORY.match(n) and int(n[:8], 16) in {*limits, timeline}]
+        segments = [
+            n for n in here if (s := segment_of(n, self._segment_bytes)) and s.number < limits.get(s.timeline, 0)
+        ]
+        stored: set[str] = set()
+        for old in {int(n[:8], 16) for n in (*histories, *segments)}:
+            stored.update(self._path.wal_names(old))
+        for name in (*histories, *segments):
+            if name not in stored and self._timeline == timeline:
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # PostgreSQL has just recycled it: it was archived, or a gap
+                    self._store(name)
+                    log.info("wal_backfilled", extra={"file": name})
+
+    def _note_failure(self, error: Exception) -> None:
+        if str(error) != self._status.error:
+            log.warning("wal_not_archived", extra={"error": str(error)})
+        self._note(failed=1, error=str(error))
+
+    def _note(self, *, archived: int = 0, failed: int = 0, conflicts: int = 0, dropped: int = 0, **facts: Any) -> None:
+        with self._status_lock:
+            now = self._status
+            self._status = replace(
+                now,
+                archived=now.archived + archived,
+                failed=now.failed + failed,
+                conflicts=now.conflicts + conflicts,
+                dropped=now.dropped + dropped,
+                **facts,
+            )
+
+    def _past_limit(self, name: str) -> str:
+        """`ok` when the operator has chosen a gap in the archive over a full disk, and the limit is passed; else ""."""
+        waiting = len(self.ready()) * self._segment_bytes
+        if not self._options.drop_past_limit or not 0 < self._options.queue_limit_bytes < waiting:
+            return ""
+        if layout.HISTORY.match(name):
+            return ""  # tiny, and without it no restore crosses this failover
+        self._note(dropped=1)
+        log.error("wal_dropped", extra={"file": name, "waiting_bytes": waiting})
+        return "ok"
+
+    def status(self) -> WalStatus:
+        ready = self.ready()
+        oldest: float | None = None
+        for name in ready:
+            with contextlib.suppress(FileNotFoundError):
+                at = (self._pg_wal / "archive_status" / f"{name}.ready").stat().st_mtime
+                oldest = at if oldest is None else min(oldest, at)
+        return replace(self._status, ready=len(ready), oldest_ready_at=oldest)

@@ -1,0 +1,74 @@
+"""Gives PostgreSQL WAL out of a repository during recovery, the next segments fetched ahead."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path as FilePath
+
+from backups import layout
+from backups.errors import ObjectMissing, RepositoryError
+from backups.layout import Segment, segment_of
+from backups.repository import Path
+from postgres.command import Account
+
+AHEAD = 3  # segments in memory
+
+
+class WalFetcher:
+    """Answers `get` lines. History beyond `highest_timeline` is kept from PostgreSQL: it goes where it was sent."""
+
+    def __init__(self, path: Path, *, highest_timeline: int, segment_bytes: int, owner: Account | None) -> None:
+        self._path = path
+        self._highest = highest_timeline
+        self._segment_bytes = segment_bytes
+        self._owner = owner
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="wal-get")
+        self._lock = threading.Lock()
+        self._ahead: dict[str, Future[bytes]] = {}
+        self.last = ""  # the last segment that was given
+        self.failure = ""  # why recovery was told to stop
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def handle(self, fields: list[str]) -> str:
+        """A line of restore_command: `get`, name, file to write."""
+        if len(fields) != 3 or fields[0] != "get" or not layout.archivable(fields[1]):
+            return "no such file is in the archive"
+        name, target = fields[1], FilePath(fields[2])
+        if int(name[:8], 16) > self._highest:
+            return "no"  # a later branch of history is not ours
+        try:
+            content = self._content(name)
+            self._write(target, content)
+        except ObjectMissing:
+            return "no"
+        except (RepositoryError, OSError) as error:
+            self.failure = f"{name}: {error}"
+            return f"stop {name}: {error}"
+        self.last = name if layout.SEGMENT.match(name) else self.last
+        return "ok"
+
+    def _content(self, name: str) -> bytes:
+        with self._lock:
+            future = self._ahead.pop(name, None)
+            segment = segment_of(name, self._segment_bytes)
+            if segment is not None:
+                wanted = [
+                    Segment(segment.timeline, segment.number + i).name(self._segment_bytes) for i in range(1, AHEAD)
+                ]
+                for old in self._ahead.keys() - set(wanted):
+                    self._ahead.pop(old).cancel()
+                for new in wanted:
+                    if new not in self._ahead:
+                        self._ahead[new] = self._pool.submit(self._path.get_wal, new)
+        return future.result() if future is not None else self._path.get_wal(name)
+
+    def _write(self, target: FilePath, content: bytes) -> None:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            if self._owner is not None:
+                os.fchown(descriptor, self._owner.uid, self._owner.gid)
+            file.write(content)
