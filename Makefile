@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 FLYPG := .venv/bin/flypg
 SEEDS ?= 20000
-RUNS ?= 5
+RUNS ?= $(or $(BENCH_RUNS),5)
 NODES ?= 3
 
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ status: .venv/.ready  ## how it is
 	@$(FLYPG) status
 
 drill: .venv/.ready  ## kill the primary under a write load: outage, phases, lost writes
-	@$(PYTHON) -m chaos drill
+	@$(FLYPG) drill run kill-postgres --local $(ARGS)
 
 down: .venv/.ready  ## stop it; the data stays (make down ARGS=--destroy removes it)
 	@$(FLYPG) local down $(ARGS)
@@ -55,7 +55,7 @@ soak: .venv/.ready-dev  ## simulate SEEDS=… runs
 	@$(PYTHON) -m tests.simulation.soak $(SEEDS)
 
 bench: .venv/.ready-dev  ## measure every fault RUNS=… times
-	@$(PYTHON) -m chaos bench --runs $(RUNS)
+	@$(FLYPG) drill bench --runs $(RUNS)
 
 lock: .venv/.ready-dev  ## pin the newest versions that pyproject.toml allows
 	@scripts/lock

@@ -38,6 +38,7 @@ class Drill:
     heal_s: float = 30.0
     paths: tuple[str, ...] = ("steady", "fresh")  # the clients whose outage counts
     needs: Needs = field(default_factory=Needs)
+    etcd: bool = False  # breaks etcd itself
     inside: bool = False  # a client on the victim's own machine keeps writing to the victim's server
 
     @property
@@ -49,8 +50,8 @@ def _of(fault: str, bar_s: float, **more: object) -> Drill:
     known = FAULTS[fault]
     needs = more.pop("needs", Needs(namespaces=known.namespaces))
     victim = known.victim if known.victim in ("primary", "standby") else ""
-    name = str(more.pop("name", fault))
-    return Drill(name, known.about, known.begin, victim, bar_s, needs=needs, **more)  # type: ignore[arg-type]
+    etcd = known.victim == "etcd"
+    return Drill(fault, known.about, known.begin, victim, bar_s, needs=needs, etcd=etcd, **more)  # type: ignore[arg-type]
 
 
 def switchover(target: Target, node: Node) -> Undo:

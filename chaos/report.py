@@ -165,10 +165,11 @@ def _section(r: Result, number: int) -> str:
     facts.append(_fact(str(r.failovers), "changes of primary"))
     if r.healed is not None:
         facts.append(_fact(seconds(r.healed - r.mended), "to be complete again"))
+    again = f"<code>flypg drill run {escape(r.drill)} --seed {r.seed}</code>"
     return (
         f'<h2 id="d{number}">{_word(r.passed)} {escape(r.drill)}</h2><p>{escape(r.about)}{victim}'
-        f'<span class="dim"> · {r.when} · seed {r.seed} · again: <code>flypg drill run {escape(r.drill)} --seed {r.seed}'
-        f'</code></span></p><div class="facts">{"".join(facts)}</div>{_drawing(r)}{LEGEND}'
+        f'<span class="dim"> · {r.when} · seed {r.seed} · again: {again}</span></p>'
+        f'<div class="facts">{"".join(facts)}</div>{_drawing(r)}{LEGEND}'
         + _verdicts(r.verdicts)
         + _phases(r)
         + _errors(r)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from flypg import cli_drill
 from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
@@ -37,7 +38,13 @@ GROUPS = (
             ("init", "write the wishes of a cluster that does not exist yet"),
         ),
     ),
-    ("try it on this machine", (("local", "a whole cluster on loopback: up, down, status, env, node, logs"),)),
+    (
+        "try it on this machine",
+        (
+            ("local", "a whole cluster on loopback: up, down, status, env, node, logs"),
+            ("drill", "break a cluster on purpose and see what clients saw: list, run, soak, bench"),
+        ),
+    ),
     (
         "run",
         (
@@ -62,6 +69,7 @@ def build_parser() -> Parser:
     _change(commands)
     _spec(commands)
     _local(commands)
+    cli_drill.add(commands)
     _run(commands)
     return parser
 

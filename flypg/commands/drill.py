@@ -1,0 +1,192 @@
+"""`flypg drill`: break a cluster on purpose, see what clients saw, prove that nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from chaos.drills import DRILLS, Drill
+from chaos.netns import NetworkError, available
+from chaos.report import as_dict, seconds, to_html, to_json, to_junit
+from chaos.results import Result
+from chaos.runner import run_drill
+from chaos.target import Target, TestbedError
+from chaos.testbed import Plan, Testbed
+from flypg import local
+from flypg.drill_target import LocalCluster
+from flypg.parsing import nearest
+from flypg.progress import Progress
+from flypg.reply import BadInput, Exit, Reply, done
+from flypg.show import columns
+
+SMOKE = ("kill-postmaster", "kill-postgres", "switchover", "restart-agent", "kill-standby", "kill-etcd-leader")
+
+
+def listing(args: argparse.Namespace) -> Reply:
+    """flypg drill list"""
+    rows = [[d.name, seconds(d.bar_s), _place(d), d.about] for d in DRILLS.values()]
+    data = [{"name": d.name, "bar_s": d.bar_s, "needs": _place(d), "about": d.about} for d in DRILLS.values()]
+    table = columns(["drill", "write outage at most", "where", "what is broken"], rows)
+    return done(f"{table}\n\nbars are medians; a single run may take twice that and a second more", {"drills": data})
+
+
+def _place(drill: Drill) -> str:
+    if drill.needs.namespaces:
+        return "namespaces (root)"
+    if drill.needs.wal_mb or drill.needs.data_mb:
+        return "small volumes (root)"
+    return "a testbed" if drill.etcd else "anywhere"
+
+
+def chosen(names: list[str]) -> list[Drill]:
+    """The drills that `names` mean; "all" and "smoke" are sets of them. Raises BadInput."""
+    drills: list[Drill] = []
+    for name in names:
+        if name == "all":
+            drills += DRILLS.values()
+        elif name == "smoke":
+            drills += [DRILLS[n] for n in SMOKE]
+        elif name in DRILLS:
+            drills.append(DRILLS[name])
+        else:
+            near = nearest(name, [*DRILLS, "all", "smoke"])
+            raise BadInput(f"no drill {name!r}" + (f"; did you mean {near}?" if near else "; see: flypg drill list"))
+    return drills
+
+
+def run(args: argparse.Namespace) -> Reply:
+    """flypg drill run NAME…: each against a testbed of its own kind, or all against the local cluster."""
+    drills = chosen(args.names)
+    progress = Progress()
+    results: list[Result] = []
+    skipped: dict[str, str] = {}
+    problem = ""
+    with _ended_in_order():
+        try:
+            for needs, group in _by_needs(drills, local_only=args.local):
+                why = _impossible(needs, args)
+                if why:
+                    skipped |= dict.fromkeys((d.name for d in group), why)
+                    continue
+                with _target(args, group[0], progress) as target:
+                    for drill in group:
+                        for number in range(args.repeat):
+                            results.append(run_drill(target, drill, seed=args.seed + number, say=progress.done))
+        except (TestbedError, NetworkError) as error:
+            problem = str(error)
+    _write(args, results)
+    return _reply(results, skipped, problem)
+
+
+def _by_needs(drills: list[Drill], *, local_only: bool) -> list[tuple[Drill, list[Drill]]]:
+    """Drills that can share a cluster, together."""
+    groups: dict[object, list[Drill]] = {}
+    for drill in drills:
+        groups.setdefault(None if local_only and _place(drill) == "anywhere" else drill.needs, []).append(drill)
+    return [(group[0], group) for group in groups.values()]
+
+
+def _impossible(drill: Drill, args: argparse.Namespace) -> str:
+    """Why this drill cannot be run here; "" when it can."""
+    if args.local and _place(drill) != "anywhere":
+        return f"needs {_place(drill)}, which a local cluster has not: leave out --local"
+    if drill.needs.namespaces or args.namespaces:
+        return available()
+    return ""
+
+
+@contextlib.contextmanager
+def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Iterator[Target]:
+    if args.local:
+        layout = local.load(local.root_of(args.dir))
+        if layout is None:
+            raise BadInput("there is no local cluster; start one with `make up`, or leave out --local")
+        cluster = LocalCluster(layout, progress.now)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+        return
+    needs = drill.needs
+    plan = Plan(
+        nodes=args.nodes,
+        etcd=3,
+        namespaces=needs.namespaces or args.namespaces,
+        wal_mb=needs.wal_mb,
+        data_mb=needs.data_mb,
+    )
+    with Testbed(plan, progress.now) as bed:
+        yield bed
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends a drill like Ctrl-C does: everything is mended and removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def about() -> dict[str, str]:
+    """What was tested, and on what."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        commit = found.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {"commit": commit or "unknown", "Python": platform.python_version(), "kernel": platform.release()}
+
+
+def _write(args: argparse.Namespace, results: list[Result]) -> None:
+    for path, text in ((args.junit, to_junit), (args.html, to_html)):
+        if path and results:
+            Path(path).write_text(text(results, about()), encoding="utf-8")
+            print(f"  wrote {path}", file=sys.stderr)
+    if args.output and results:
+        Path(args.output).write_text(to_json(results, about()), encoding="utf-8")
+        print(f"  wrote {args.output}", file=sys.stderr)
+
+
+def _reply(results: list[Result], skipped: dict[str, str], problem: str) -> Reply:
+    rows = [
+        [
+            "PASS" if r.passed else "FAIL",
+            r.drill,
+            ", ".join(f"{o.path} {seconds(o.length_s)}" for o in r.outages),
+            seconds(r.bar_s),
+            str(r.lost) if r.durability else "?",
+            str(r.doubled),
+            ", ".join(f"{k} {seconds(v)}" for k, v in r.phases.named().items()) if r.phases else "no failover",
+        ]
+        for r in results
+    ]
+    lines = []
+    if rows:
+        head = ["", "drill", "write outage", "bar", "lost", "doubly acknowledged", "phases"]
+        lines.append(columns(head, rows))
+    for r in results:
+        lines += [f"{r.drill}: {v.checker}: {v.text}" for v in r.verdicts if v.ok is False]
+    for name in dict.fromkeys(r.drill for r in results):
+        lengths = [r.outage_s for r in results if r.drill == name and r.outage_s is not None]
+        if len(lengths) > 1:
+            lines.append(f"{name}: median outage {seconds(statistics.median(lengths))} of {len(lengths)} runs")
+    lines += [f"skipped {name}: {why}" for name, why in skipped.items()]
+    if problem:
+        lines.append(problem)
+    good = bool(results) and all(r.passed for r in results) and not problem
+    data = {"passed": good, "results": [as_dict(r) for r in results], "skipped": skipped, "problem": problem}
+    return Reply(Exit.OK if good else Exit.FAILED, "\n".join(lines), data)
