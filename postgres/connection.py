@@ -1,0 +1,180 @@
+"""Connections to PostgreSQL: every one has deadlines, none ever sends a cancel request.
+
+Why no cancel: PostgreSQL answers the cancelled wait of a commit with success. A statement that does not answer in time
+loses its connection instead: its socket is shut down, which also works when the server is frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import psycopg
+
+from cluster.errors import InstanceError, PostgresUnavailable
+from postgres.config import OPERATOR, SUPERUSER, InstanceConfig, passfile
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[Any]
+
+CONNECT_S = 1.0
+NOT_YET = (
+    "the database system is starting up",
+    "the database system is not accepting connections",
+    "the database system is not yet accepting connections",
+    "the database system is in recovery mode",
+    "the database system is shutting down",
+)
+
+
+class NotAccepting(PostgresUnavailable):
+    """A live server that does not take connections now: it starts, recovers or shuts down."""
+
+
+async def bounded(connection: Connection, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """Await `work` on `connection`, at most `timeout_s` seconds; then, or when we are cancelled, cut the connection.
+
+    Raises PostgresUnavailable when there was no answer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if done:
+            return task.result()
+    except psycopg.OperationalError as error:
+        raise PostgresUnavailable(_first_line(error)) from error
+    except psycopg.Error as error:
+        raise InstanceError(_first_line(error)) from error
+    finally:
+        if not task.done():
+            cut(connection)
+            with contextlib.suppress(psycopg.Error):
+                await task
+    raise PostgresUnavailable(f"PostgreSQL gave no answer within {timeout_s:g} s")
+
+
+def cut(connection: Connection) -> None:
+    """Shut the connection's socket down: whoever waits on it gets an error at once."""
+    if connection.closed:
+        return
+    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+async def _connect(timeout_s: float, **parameters: Any) -> Connection:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await psycopg.AsyncConnection.connect(autocommit=True, **parameters)
+    except TimeoutError:
+        raise PostgresUnavailable(f"a new connection got no answer within {timeout_s:g} s") from None
+    except psycopg.Error as error:
+        text = _first_line(error)
+        kind = NotAccepting if any(words in text for words in NOT_YET) else PostgresUnavailable
+        raise kind(text) from error
+
+
+async def connect_local(
+    config: InstanceConfig,
+    *,
+    name: str = "flypg",
+    timeout_s: float = CONNECT_S,
+    replication: bool = False,
+    database: str = "postgres",
+) -> Connection:
+    """As superuser over the Unix socket. Raises NotAccepting or PostgresUnavailable."""
+    parameters: dict[str, Any] = {"replication": "database"} if replication else {}
+    return await _connect(
+        timeout_s,
+        host=str(config.run),
+        port=config.port,
+        user=SUPERUSER,
+        dbname=database,
+        application_name=name,
+        sslmode="disable",
+        gssencmode="disable",
+        passfile=str(passfile(config)),
+        **parameters,
+    )
+
+
+async def connect_remote(
+    config: InstanceConfig, host: str, port: int, *, timeout_s: float = 3.0, database: str = "postgres"
+) -> Connection:
+    """To another node's PostgreSQL as flypg's operator. Raises NotAccepting or PostgresUnavailable."""
+    return await _connect(
+        timeout_s,
+        host=host,
+        port=port,
+        user=OPERATOR,
+        password=config.passwords.operator,
+        dbname=database,
+        application_name="flypg",
+        sslmode=config.sslmode,
+        gssencmode="disable",
+    )
+
+
+@contextlib.asynccontextmanager
+async def helper(config: InstanceConfig, name: str) -> Any:
+    """A local connection for one piece of work beside the persistent one; closed in any case."""
+    connection = await connect_local(config, name=name)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+class Session:
+    """The one local connection that stays open, so that looking costs neither a fork nor an authentication."""
+
+    def __init__(self, config: InstanceConfig) -> None:
+        self._config = config
+        self._connection: Connection | None = None
+
+    async def ask(self, question: Callable[[Connection], Awaitable[T]], timeout_s: float = 2.0) -> T:
+        """Run `question` on the connection. Raises NotAccepting, PostgresUnavailable or InstanceError; never hangs."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = await connect_local(self._config)
+
+        async def work() -> T:
+            assert connection is not None
+            return await question(connection)
+
+        try:
+            return await bounded(connection, work(), timeout_s)
+        except PostgresUnavailable:
+            await self.drop()
+            raise
+
+    async def drop(self) -> None:
+        """Close it; the next question opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            cut(connection)
+            await connection.close()
+
+
+async def postmaster_answers(config: InstanceConfig, timeout_s: float) -> bool:
+    """Does the postmaster take a new connection and fork for it? Asks for TLS on the Unix socket, the cheapest question
+    there is: no authentication, nothing in the log."""
+    path = str(config.run / f".s.PGSQL.{config.port}")
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write((8).to_bytes(4) + (80877103).to_bytes(4))
+            return await reader.read(1) in (b"N", b"S", b"E")
+    except (TimeoutError, OSError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,29 @@
+"""The keeper's own durable words, in state.json beside PGDATA."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from cluster.codec import decode, encode
+from cluster.model import Disk
+from postgres.files import write_atomically
+
+
+class StateFile:
+    """A `Disk` in a file of its own: replaced as a whole, and on disk, file and directory, before `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def read(self) -> Disk:
+        """What was written last; an empty Disk when nothing ever was. Raises StoredFormatError for a newer format."""
+        try:
+            data = await asyncio.to_thread(self._path.read_bytes)
+        except FileNotFoundError:
+            return Disk()
+        return decode(Disk, data, str(self._path))
+
+    async def write(self, disk: Disk) -> None:
+        text = encode(disk).decode()
+        await asyncio.to_thread(write_atomically, self._path, text, owner=None, durable=True)

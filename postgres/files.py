@@ -1,0 +1,70 @@
+"""Writing small files so that a crash leaves the old or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from postgres.command import Account
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names that were created, renamed or removed in `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str, *, owner: Account | None, durable: bool, mode: int = 0o600) -> None:
+    """Replace `path` by a file with `text`. `durable`: return only when file and directory are on disk."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        if owner is not None:
+            os.fchown(descriptor, owner.uid, owner.gid)
+        data = text.encode()
+        while data:
+            data = data[os.write(descriptor, data) :]
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    if durable:
+        fsync_directory(path.parent)
+
+
+def make_directory(path: Path, *, owner: Account | None, mode: int = 0o700) -> None:
+    """Create `path` for the server's user, or make an existing one belong to it."""
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    if owner is not None and path.stat().st_uid != owner.uid:
+        os.chown(path, owner.uid, owner.gid)
+
+
+def remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def read_or_empty(path: Path) -> str:
+    """What is in `path`; "" when it does not exist."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def free_bytes(path: Path) -> int:
+    """What an ordinary user may still write on the volume of `path`."""
+    volume = os.statvfs(path)
+    return volume.f_bavail * volume.f_frsize
+
+
+def size_bytes(path: Path) -> int:
+    """Size of the volume of `path`."""
+    volume = os.statvfs(path)
+    return volume.f_blocks * volume.f_frsize

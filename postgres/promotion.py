@@ -1,0 +1,78 @@
+"""Becoming primary on exactly the timeline that was allocated to this node.
+
+PostgreSQL takes the number after the newest history file it can see. Two candidates of different terms could so pick
+the same one, and their histories would differ silently. So before it promotes, the numbers to be skipped get history
+files with nothing but a comment; followers fetch and ignore them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.errors import InstanceError, PostgresUnavailable
+from cluster.model import Rule
+from postgres import queries, slots
+from postgres.command import Account
+from postgres.config import standby_names
+from postgres.detach import identify
+from postgres.files import fsync_directory, remove, write_atomically
+from postgres.parts import Parts, change
+
+STUB = "# skipped by flypg: this timeline was allocated to another primary or never used\n"
+HISTORY_NAME = re.compile(r"([0-9A-F]{8})\.history\Z")
+
+
+def history_name(timeline: int) -> str:
+    return f"{timeline:08X}.history"
+
+
+async def promote(parts: Parts, timeline: int, rule: Rule) -> None:
+    """Ask for promotion to `timeline` under `rule`. Raises InstanceError when PostgreSQL could not pick that
+    timeline."""
+    look = await parts.session.ask(queries.look)
+    if not look.in_recovery:
+        now = int(look.timeline or "0", 16)
+        if now != timeline:
+            raise InstanceError(f"already primary, but on timeline {now} instead of {timeline}")
+        return
+    names = standby_names(rule)
+    at = await identify(parts)
+    if at.timeline >= timeline:
+        raise InstanceError(f"cannot be promoted to timeline {timeline}: already on timeline {at.timeline}")
+    await slots.add(parts, rule.voters)  # without one a voter could not stream, and nothing would be acknowledged
+    await asyncio.to_thread(reserve, parts.config.pgdata / "pg_wal", at.timeline, timeline, parts.owner)
+    files = parts.files
+    await change(
+        parts, replace(files.dynamic, names=names, upstream=None, standing=files.dynamic.standing and bool(names))
+    )
+    signal_file = parts.config.pgdata / "promote"
+    write_atomically(signal_file, "", owner=parts.owner, durable=False)
+    if not parts.postmaster.send(signal.SIGUSR1):
+        remove(signal_file)
+        raise PostgresUnavailable("PostgreSQL ended before it could be promoted")
+
+
+def reserve(pg_wal: Path, current: int, timeline: int, owner: Account | None) -> None:
+    """Make `timeline` the next that PostgreSQL will pick after `current`."""
+    known = {int(m.group(1), 16) for n in os.listdir(pg_wal) if (m := HISTORY_NAME.match(n))}
+    for number in sorted(n for n in known if n >= timeline):
+        path = pg_wal / history_name(number)
+        if _is_real(path.read_text(errors="replace")):
+            raise InstanceError(
+                f"cannot be promoted to timeline {timeline}: {path.name} is the history of another branch"
+            )
+        remove(path)
+    for number in range(current + 1, timeline):
+        if number not in known:
+            write_atomically(pg_wal / history_name(number), STUB, owner=owner, durable=True)
+    fsync_directory(pg_wal)
+
+
+def _is_real(history: str) -> bool:
+    """Does it say where a timeline came from, or is it only a comment?"""
+    return any(line.strip() and not line.lstrip().startswith("#") for line in history.splitlines())

@@ -1,0 +1,309 @@
+"""The real PostgreSQL of a node behind the Instance interface: each method here is one step of a keeper.
+
+The hard parts live beside it: `detach`, `rules`, `promotion`, `jobs`, `observer`. What this file guarantees: every
+start writes the whole configuration anew with the gate closed and a list that nobody satisfies (or the rule), every
+start but `start_primary` has standby.signal, and whether an absence was asked for is on disk before it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from cluster.clock import Clock
+from cluster.errors import FlypgError, InstanceError
+from cluster.model import NodeId, Position, Rule, Upstream
+from postgres import command, promotion, queries, rules, settings, slots
+from postgres import detach as detaching
+from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, Dynamic, InstanceConfig, standby_names
+from postgres.connection import Session, bounded, connect_remote, helper
+from postgres.controldata import ControlData
+from postgres.files import read_or_empty, remove
+from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
+from postgres.jobs import Jobs, beside
+from postgres.observer import Observer, Seen
+from postgres.parts import Parts, change, reload
+from postgres.process import Postmaster, end_leftovers, reap_orphans
+from postgres.server_files import ServerFiles
+
+LAUNCHED_S = 10.0  # for a postmaster to write its pid file
+STOP_FAST_S = 5.0  # how long `stop` waits before it says "look again"
+STOP_NOW_S = 1.0  # for an immediate stop; after that everything is killed
+CHECKPOINT_S = 120.0
+ROLES_S = 10.0
+
+
+class LocalInstance:
+    """One PostgreSQL on this machine. `on_change` is called when something happened that is worth a look."""
+
+    def __init__(self, config: InstanceConfig, clock: Clock, me: NodeId) -> None:
+        self.on_change: Callable[[], None] = _nothing
+        owner = command.account(config.user)
+        files = ServerFiles(config, me, owner)
+        postmaster = Postmaster(config.pgdata, self._changed)
+        self._parts = Parts(config, me, owner, clock, files, postmaster, Session(config))
+        self._observer = Observer(self._parts)
+        self._jobs = Jobs(self._parts, self._changed)
+
+    @property
+    def config(self) -> InstanceConfig:
+        return self._parts.config
+
+    @property
+    def postmaster_pid(self) -> int | None:
+        """Process id of the postmaster, which also leads its process group and session; None when there is none."""
+        return self._parts.postmaster.find()
+
+    def _changed(self) -> None:
+        self.on_change()
+
+    async def close(self) -> None:
+        """Let go of the server, which runs on."""
+        await self._jobs.close()
+        await self._observer.close()
+        await self._parts.session.drop()
+        self._parts.postmaster.close()
+
+    # Looking.
+
+    def _data(self) -> Data:
+        pgdata = self.config.pgdata
+        if (pgdata / "global" / "pg_control").exists() and (pgdata / "PG_VERSION").exists():
+            return Data.PRESENT
+        leftovers = (pgdata, beside(pgdata, "copying"), beside(pgdata, "initdb"))
+        return Data.INCOMPLETE if any(p.is_dir() and any(p.iterdir()) for p in leftovers) else Data.ABSENT
+
+    async def observe(self) -> InstanceState:
+        files = self._parts.files
+        seen = await self._observer.see()
+        data = self._data()
+        down = seen.run is Run.DOWN
+        died = down and data is Data.PRESENT and files.mark == "started"
+        if down:
+            reap_orphans()
+        state = InstanceState(
+            data=data,
+            run=seen.run,
+            died=died,
+            job=self._jobs.job,
+            upstream=files.dynamic.upstream,
+            gate_open=files.gate_open and not down,
+            names=files.dynamic.names,
+            fault=seen.fault or (self._observer.full_volume(dead=True) if died else ""),
+            data_generation=files.generation,
+            settings_generation=files.fingerprint,
+        )
+        if data is Data.PRESENT:
+            state = replace(state, control=await self._control(down))
+        return _with_look(state, seen)
+
+    async def _control(self, down: bool) -> Control | None:
+        if not down and (control := self._observer.running_control()) is not None:
+            return control
+        try:
+            found = await self._observer.control()
+        except FlypgError:
+            return None  # unreadable: without it nothing is started or promised
+        return found.control if found else None
+
+    # Data.
+
+    async def begin_initdb(self) -> None:
+        if self._data() is Data.PRESENT:
+            return
+        self._must_be_down("initdb")
+        self._jobs.begin(Job(JobKind.INITDB, True), self._jobs.initdb())
+
+    async def begin_copy(self, source: Upstream) -> None:
+        self._must_be_down("a copy")
+        self._jobs.begin(Job(JobKind.COPY, True, source=source.node), self._jobs.copy(source))
+
+    async def begin_rewind(self, source: Upstream) -> None:
+        self._must_be_down("rewinding")
+        found = await self._observer.control()
+        if found is None:
+            raise InstanceError("there is no data directory to rewind: copy it afresh")
+        if not (found.checksums or found.wal_log_hints):
+            raise InstanceError("pg_rewind needs data checksums or wal_log_hints: copy it afresh")
+        self._jobs.begin(Job(JobKind.REWIND, True, source=source.node), self._jobs.rewind(source, found.control))
+
+    def _must_be_down(self, what: str) -> None:
+        if self._parts.postmaster.find() is not None:
+            raise InstanceError(f"{what} needs PostgreSQL to be stopped first")
+        if self._jobs.running:
+            assert self._jobs.job is not None
+            raise InstanceError(f"{self._jobs.job.kind} is still running")
+
+    # Starting and stopping.
+
+    async def start_standby(self, upstream: Upstream | None) -> None:
+        files = self._parts.files
+        if self._parts.postmaster.find() is not None:
+            if upstream is not None and files.dynamic.upstream != upstream:
+                await self.follow(upstream)
+            return
+        found = await self._before_start()
+        files.write_signal("standby.signal")
+        demands = files.demands(found.demands)
+        files.write_all(replace(files.without_rule(), upstream=upstream, demands=demands), gate_open=False)
+        await self._launch()
+
+    async def start_primary(self, rule: Rule) -> None:
+        files = self._parts.files
+        if self._parts.postmaster.find() is not None:
+            look = await self._parts.session.ask(queries.look)
+            if look.in_recovery:
+                raise InstanceError("it runs as a standby already: promote it")
+            return
+        await self._before_start()
+        names = standby_names(rule)
+        files.write_all(Dynamic(names, standing=bool(names)), gate_open=False)
+        files.remove_signals()
+        await self._launch()
+
+    async def _before_start(self) -> ControlData:
+        """Nothing of an earlier server may be left, and there must be data."""
+        self._must_be_down("a start")
+        found = await self._observer.control()
+        if found is None:
+            raise InstanceError("there is no complete data directory to start")
+        await end_leftovers(self.config.pgdata)
+        socket = f".s.PGSQL.{self.config.port}"
+        for stale in (
+            self.config.pgdata / "postmaster.pid",
+            self.config.run / socket,
+            self.config.run / f"{socket}.lock",
+        ):
+            remove(stale)  # of a dead server: its number may belong to another process by now
+        remove(self.config.pgdata / "promote")
+        return found
+
+    async def _launch(self) -> None:
+        parts, config = self._parts, self.config
+        await parts.session.drop()
+        parts.files.set_mark("started")
+        output = config.log / "start.log"
+        pid = command.spawn(
+            [config.binaries / "postgres", "-D", config.pgdata, "-c", f"config_file={parts.files.main_path}"],
+            user=parts.owner,
+            output=output,
+            env={},
+        )
+        parts.postmaster.watch(pid)
+        deadline = parts.clock.boottime() + LAUNCHED_S
+        while read_or_empty(config.pgdata / "postmaster.pid").partition("\n")[0].strip() != str(pid):
+            if parts.postmaster.find() is None:
+                said = command.last_words(await asyncio.to_thread(output.read_bytes))
+                raise InstanceError(f"PostgreSQL did not start: {said or 'it said nothing; see its log'}")
+            if parts.clock.boottime() > deadline:
+                return  # slow, not dead: it is seen to start
+            await asyncio.sleep(0.005)
+
+    async def stop(self, *, fast: bool) -> None:
+        parts = self._parts
+        if parts.postmaster.find() is None:
+            return
+        parts.files.set_mark("stopped")
+        await parts.session.drop()
+        if fast:
+            parts.postmaster.send(signal.SIGINT)
+            await parts.postmaster.gone(STOP_FAST_S)
+            return
+        parts.postmaster.send(signal.SIGQUIT)
+        if await parts.postmaster.gone(STOP_NOW_S):
+            return
+        parts.postmaster.send(signal.SIGKILL)  # frozen or stuck: it does not hear us
+        await parts.postmaster.gone(STOP_NOW_S)
+        await end_leftovers(self.config.pgdata, patience_s=0.0)
+
+    # Standby.
+
+    async def follow(self, upstream: Upstream) -> None:
+        await change(self._parts, replace(self._parts.files.dynamic, upstream=upstream))
+
+    async def detach(self) -> Position:
+        return await detaching.detach(self._parts)
+
+    async def promote(self, timeline: int, rule: Rule) -> None:
+        await promotion.promote(self._parts, timeline, rule)
+
+    # Primary.
+
+    async def apply_rule(self, rule: Rule) -> None:
+        await rules.apply_rule(self._parts, rule)
+
+    async def barrier(self, rule: Rule) -> None:
+        await rules.barrier(self._parts, rule)
+
+    async def checkpoint(self) -> None:
+        async with helper(self.config, "flypg_checkpoint") as connection:
+            await bounded(connection, queries.checkpoint(connection), CHECKPOINT_S)
+
+    async def ensure_roles(self) -> None:
+        """Create flypg's users, or give them the passwords of the configuration. On a primary, once after founding."""
+        passwords = self.config.passwords
+        async with helper(self.config, "flypg_roles") as connection:
+            for name, attributes, password in (
+                (SUPERUSER, "SUPERUSER LOGIN REPLICATION", passwords.superuser),
+                (OPERATOR, "SUPERUSER LOGIN REPLICATION", passwords.operator),
+                (REPLICATOR, "LOGIN REPLICATION", passwords.replicator),
+            ):
+                await bounded(connection, queries.ensure_role(connection, name, attributes, password), ROLES_S)
+
+    # Both.
+
+    async def set_gate(self, *, open: bool) -> None:
+        files = self._parts.files
+        files.write_gate(gate_open=open)
+        await reload(self._parts)
+        if not open:
+            await self._parts.session.ask(lambda c: queries.end_clients(c, OPERATOR, SUPERUSER))
+
+    async def set_parameters(self, parameters: Iterable[tuple[str, str]], hba: Iterable[str]) -> None:
+        """Write the operator's settings and reload. What needs a restart shows up as `pending_restart`.
+
+        Raises InstanceError when PostgreSQL refuses them; the ones before stay then.
+        """
+        await settings.set_parameters(self._parts, parameters, hba, data=self._data() is Data.PRESENT)
+        self._observer.settings_changed()
+
+    async def keep_slots(self, nodes: frozenset[NodeId]) -> None:
+        await slots.keep(self._parts, nodes)
+
+    async def advance_slots(self, restart_lsns: Mapping[NodeId, int]) -> None:
+        """On a standby: let the slots kept for others go as far as those of the primary have gone, so that they do not
+        hold WAL for ever. `restart_lsns`: restart_lsn of each node's slot on the primary."""
+        await slots.advance(self._parts, restart_lsns)
+
+    async def ask_position(self, source: Upstream) -> Position:
+        connection = await connect_remote(self.config, source.host, source.port)
+        try:
+            return await bounded(connection, queries.position(connection), 5.0)
+        finally:
+            await connection.close()
+
+
+def _nothing() -> None:
+    """Until somebody wants to be told."""
+
+
+def _with_look(state: InstanceState, seen: Seen) -> InstanceState:
+    """`state` with what the server itself has answered, if it has."""
+    look = seen.look
+    if look is None:
+        return state
+    receiver = look.receiver or [None]
+    return replace(
+        state,
+        in_recovery=look.in_recovery,
+        position=seen.position,
+        replayed=seen.replayed,
+        receiver=look.receiver is not None,
+        streaming=receiver[0] == "streaming",
+        walsenders=seen.walsenders,
+        pending_restart=seen.pending_restart,
+        server_version=look.version,
+        slots=frozenset(look.slots or ()),
+    )
