@@ -85,6 +85,7 @@ class Keeper:
         self.plan: Plan | None = None
         self.lease: LeaseProof | None = None
         self.authority_until = 0.0
+        self.looked_at = float("-inf")  # boottime of the last look
         self.memory = Memory()
         self.problem = ""
         self._store = store
@@ -115,7 +116,7 @@ class Keeper:
             self._words = await self._disk.read()
         inst = await self._look()
         await self._read()
-        if self._clock.boottime() - self._looked_at > SLOW_READ_S:
+        if self._clock.boottime() - self.looked_at > SLOW_READ_S:
             inst = await self._look()
         self._aim()
         await self._tell(inst)
@@ -137,8 +138,8 @@ class Keeper:
 
     async def _look(self) -> InstanceState:
         inst = await self._instance.observe()
-        self._looked_at = self._clock.boottime()
-        self.memory.update(inst, self._looked_at)
+        self.looked_at = self._clock.boottime()
+        self.memory.update(inst, self.looked_at)
         self.seen = inst
         self._arm(inst)
         return inst

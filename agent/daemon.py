@@ -1,0 +1,128 @@
+"""The agent of a node: from settings to a running node, its signals, and an orderly end.
+
+SIGTERM, SIGINT   hand the primary role over if this node has it, then stop PostgreSQL and end
+SIGQUIT           stop PostgreSQL and end without handing over
+SIGUSR1           end and leave PostgreSQL, HAProxy and the fence running, for an agent that follows at once (an upgrade)
+SIGHUP            read the settings again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from agent.handover import hand_over
+from agent.node import Node
+from agent.wiring import assemble, lock_directory
+from cluster.errors import FlypgError, SettingsError
+from cluster.settings import Settings
+from postgres.instance import Run
+from postgres.process import become_subreaper
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+FAST_STOP_S = 20.0
+PAUSE_AT_END_S = 0.02
+
+
+class _Ended(Exception):
+    """The agent was told to end; carries nothing but leaves the group of tasks."""
+
+
+def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
+    """Run the agent of this node until it is told to end. Returns the exit code: 0, or 1 when it could not start."""
+    return asyncio.run(_run(settings, reload))
+
+
+async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int:
+    log = logging.getLogger("flypg.agent")
+    become_subreaper()
+    try:
+        parts = assemble(settings)
+        lock = lock_directory(parts.state_file.parent)
+    except FlypgError as error:
+        log.error("cannot start", extra={"error": str(error)})
+        return 2 if isinstance(error, SettingsError) else 1
+    node = Node(parts, log)
+    asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, asked.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(node, reload, log))
+    try:
+        await node.start()
+    except (FlypgError, OSError) as error:
+        log.error("cannot start", extra={"error": str(error)})
+        await node.stop(leave_running=True)
+        return 1
+    log.info("agent started", extra={"node": parts.member.node, "cluster": parts.cluster, "version": parts.version})
+    how = signal.SIGTERM
+    try:
+        async with asyncio.TaskGroup() as group:
+            for task in node.tasks():
+                group.create_task(task)
+            how = await asked.get()
+            log.info("asked to end", extra={"signal": how.name})
+            if how in (signal.SIGTERM, signal.SIGINT):
+                await hand_over(node.keeper, node.store, parts.stop_within_s, log)
+            raise _Ended
+    except* _Ended:
+        pass
+    await _end(node, how, log)
+    os.close(lock)
+    return 0
+
+
+async def _end(node: Node, how: signal.Signals, log: logging.Logger) -> None:
+    leave = how is signal.SIGUSR1
+    if not leave:
+        await _stop_postgres(node, log)
+    try:
+        if node.sentinel.leadership is not None:
+            await node.store.resign(node.sentinel.leadership)
+        if not leave:
+            await node.store.withdraw()
+    except FlypgError as error:
+        log.info("etcd was not told of our end", extra={"error": str(error)})
+    await node.stop(leave_running=leave)
+    log.info("agent ended")
+
+
+async def _stop_postgres(node: Node, log: logging.Logger) -> None:
+    """Stop in order; what does not end within the deadline is stopped at once."""
+    deadline = node.clock.boottime() + FAST_STOP_S
+    fast = True
+    while (await node.instance.observe()).run is not Run.DOWN:
+        if node.clock.boottime() > deadline:
+            log.warning("PostgreSQL did not stop in order", extra={"within_s": FAST_STOP_S})
+            fast = False
+        try:
+            await node.instance.stop(fast=fast)
+        except FlypgError as error:
+            log.warning("PostgreSQL not stopped", extra={"error": str(error)})
+        if not fast:
+            return
+        await asyncio.sleep(PAUSE_AT_END_S)
+
+
+def _reload(node: Node, reload: Callable[[], Settings] | None, log: logging.Logger) -> None:
+    """Take over what can change while we run: this node's tags. The rest needs a restart of the agent, and says so."""
+    if reload is None:
+        return
+    try:
+        settings = reload()
+        member = settings.member()
+    except (FlypgError, OSError) as error:
+        log.error("settings not reloaded, the old ones stay", extra={"error": str(error)})
+        return
+    old = node.keeper.member
+    if (member.node, member.host, member.ports) != (old.node, old.host, old.ports):
+        log.warning("a changed name, address or port needs a restart of the agent: the old ones stay")
+        return
+    node.keeper.member = member
+    node.keeper_wake.ring()
+    log.info("settings reloaded", extra={"changed": member != old})
+
+

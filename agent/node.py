@@ -1,0 +1,160 @@
+"""One node: everything an agent runs, put together, and the tasks that keep it going."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from typing import Any
+
+from agent.fence import Fence
+from agent.keeper import Keeper, KeeperConfig
+from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_loop, sentinel_loop
+from agent.provider import NodeProvider
+from agent.reader import SharedStore
+from agent.routing.haproxy import HAProxy
+from agent.routing.target import choose_route
+from agent.slots import slots_loop
+from agent.wiring import Parts
+from cluster.clock import SystemClock
+from cluster.model import Answer, Upstream
+from healthchecks.server import HttpServer
+from postgres.disk import StateFile
+from postgres.server import LocalInstance
+from postgres.watch import PrimaryWatch
+from sentinel.turn import Sentinel
+
+
+class WatchLine:
+    """The keeper's view of the watch on the primary."""
+
+    def __init__(self, watch: PrimaryWatch) -> None:
+        self._watch = watch
+
+    def target(self, upstream: Upstream | None) -> None:
+        self._watch.target(upstream)
+
+    def answer(self) -> Answer:
+        return self._watch.answer
+
+
+class FenceForInstance:
+    """The keeper's view of the fence: it knows which postmaster is meant."""
+
+    def __init__(self, fence: Fence, instance: LocalInstance) -> None:
+        self._fence = fence
+        self._instance = instance
+
+    def arm(self, until: float) -> None:
+        pid = self._instance.postmaster_pid
+        if pid is None:
+            self._fence.disarm()
+        else:
+            self._fence.arm(until, pid)
+
+    def disarm(self) -> None:
+        self._fence.disarm()
+
+
+class Node:
+    """The parts of an agent. `start` brings them up, `tasks` are its loops, `stop` ends what is to end with it."""
+
+    def __init__(self, parts: Parts, log: logging.Logger) -> None:
+        self.parts = parts
+        self.log = log
+        self.clock = SystemClock()
+        self.keeper_wake, self.sentinel_wake = Wake(), Wake()
+        self.store = SharedStore(parts.store, self.clock, self._changed)
+        self.instance = LocalInstance(parts.instance, self.clock, parts.member.node)
+        self.instance.on_change = self.keeper_wake.ring
+        self.fence = Fence(parts.instance.run, on_fired=lambda _: self.keeper_wake.ring())
+        self.watch = PrimaryWatch(
+            parts.instance, self.clock, on_change=self._answered, receiver_alive=self._receiver_alive
+        )
+        self.haproxy = HAProxy(parts.haproxy)
+        self.keeper = Keeper(
+            store=self.store,
+            lease=self.store,
+            instance=self.instance,
+            disk=StateFile(parts.state_file),
+            clock=self.clock,
+            member=parts.member,
+            watch=WatchLine(self.watch),
+            fence=FenceForInstance(self.fence, self.instance),
+            log=logging.getLogger("flypg.keeper"),
+            config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version),
+        )
+        self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
+        self.provider = NodeProvider(
+            cluster=parts.cluster,
+            keeper=self.keeper,
+            store=self.store,
+            fence=self.fence,
+            clock=self.clock,
+            instance=parts.instance,
+            restart_routing=self.restart_routing,
+            ttl_s=parts.ttl_s,
+        )
+        self.http = HttpServer(parts.http, self.provider)
+        self._routed: object = None
+
+    def _changed(self) -> None:
+        self.keeper_wake.ring()
+        self.sentinel_wake.ring()
+
+    def _answered(self, _: Answer) -> None:
+        self.keeper_wake.ring()
+
+    def _receiver_alive(self) -> bool:
+        return self.keeper.seen is not None and self.keeper.seen.streaming
+
+    async def start(self) -> None:
+        """Bring up what serves before the first turn. Raises FlypgError when a part cannot be started."""
+        await self.fence.start()
+        await self.haproxy.start()
+        await self.http.start()
+
+    def tasks(self) -> list[Coroutine[Any, Any, Any]]:
+        parts = self.parts
+        return [
+            keeper_loop(self.keeper, self.keeper_wake, self.log, self._after_turn),
+            sentinel_loop(self.sentinel, self.sentinel_wake, logging.getLogger("flypg.sentinel")),
+            lease_loop(self.keeper, parts.ttl_s / 3, self.log),
+            fence_loop(self.keeper),
+            leadership_loop(self.store, self.sentinel, parts.sentinel_ttl_s / 3, self.log),
+            parts.store.watch(self.store.changed),
+            self.watch.run(),
+            slots_loop(self.keeper, self.instance, parts.instance, self.log),
+        ]
+
+    async def _after_turn(self) -> None:
+        """Routers and pages follow what is agreed."""
+        snap = self.store.snapshot
+        if snap is None:
+            return
+        route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
+        if route != self._routed:
+            await self.haproxy.route(route)
+            self._routed = route
+            self.log.info("route", extra={"to": str(route.primary or "held"), "why": route.why})
+        self.http.wake()
+
+    async def restart_routing(self) -> None:
+        """Restart HAProxy; every session through it ends."""
+        await self.haproxy.stop()
+        await self.haproxy.start()
+        self._routed = None
+        self.keeper_wake.ring()
+
+    async def stop(self, *, leave_running: bool) -> None:
+        """End what belongs to this agent. `leave_running`: PostgreSQL, HAProxy and the fence go on for the next agent."""
+        await asyncio.gather(self.http.stop(), return_exceptions=True)
+        if leave_running:
+            await self.haproxy.abandon()
+            await self.fence.abandon()
+        else:
+            await self.haproxy.stop()
+            await self.fence.stop()
+        await self.instance.close()
+        await self.parts.etcd.close()
