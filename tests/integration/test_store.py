@@ -433,7 +433,11 @@ def test_a_frozen_member_is_left_within_its_deadline(three: TestEtcd) -> None:
                 frozen.freeze()
                 try:
                     await eventually("reading goes on", reading(node))
-                    assert three.member(etcd.endpoint) is not frozen
+
+                    async def moved() -> bool:
+                        return three.member(etcd.endpoint) is not frozen and await reading(node)()
+
+                    await eventually("through another member", moved)
                     await eventually("another's writing goes on", writing(other, report(B)))
                     woken.clear()
                     await eventually("another's writing goes on", writing(other, report(B, "again")))
