@@ -9,7 +9,6 @@ our child, and it is started again after a pause that grows while it keeps faili
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.processes import gone, reap, start_time
 from cluster.errors import CommandFailed
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
@@ -44,16 +44,6 @@ def owner_of(user: str) -> Owner:
     except KeyError as error:
         raise CommandFailed(f"there is no OS user {user} to run HAProxy and PgBouncer as") from error
     return Owner(entry.pw_uid, entry.pw_gid)
-
-
-def start_time(pid: int) -> int | None:
-    """When `pid` was started, in clock ticks since boot: with the pid it names a process for good. None: it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def open_files_limit() -> int:
@@ -147,7 +137,7 @@ class Program:
         while True:
             if self._pid is not None:
                 began = clock()
-                await _gone(self._pid)
+                await gone(self._pid)
                 self._forget()
                 self.problem = f"{self.name} ended by itself: {self._last_words()}"
                 self._log.warning("program_ended", extra={"program": self.name, "problem": self.problem})
@@ -214,8 +204,7 @@ class Program:
     def _forget(self) -> None:
         """It is gone: reap it if it was our child."""
         if self._pid is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, os.WNOHANG)
+            reap(self._pid)
         self._pid = None
 
     async def _end(self, pid: int) -> None:
@@ -227,7 +216,7 @@ class Program:
             os.kill(pid, number)
             try:
                 async with asyncio.timeout(2.0):
-                    await _gone(pid)
+                    await gone(pid)
             except TimeoutError:
                 continue
             return
@@ -239,24 +228,3 @@ class Program:
         except OSError:
             lines = []
         return " / ".join(lines[-3:]) if lines else "it left no message"
-
-
-async def _gone(pid: int) -> None:
-    """Returns when `pid` has ended, at once when it has already."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def end() -> None:
-        loop.remove_reader(descriptor)
-        ended.set_result(None)
-
-    loop.add_reader(descriptor, end)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
