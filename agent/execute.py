@@ -52,6 +52,7 @@ class Memory:
     ready_for: str = ""
     roles_ready: bool = False
     promoting: int = 0
+    asked: Rule | None = None
     known_end: Position | None = None
     down_since: float | None = None
     last_start: float | None = None
@@ -89,6 +90,7 @@ class Memory:
         self.applied = None
         self.barrier_term = 0
         self.promoting = 0
+        self.asked = None
         self.ready_for = ""
 
 
@@ -149,7 +151,7 @@ class Performer:
                 words = await self._write(replace(words, was_primary=max(words.was_primary, term)))
                 memory.forget_server()
                 await self._instance.promote(timeline, rule)
-                memory.promoting = term
+                memory.promoting, memory.asked = term, rule
             case ApplyRule(rule=rule):
                 await self._instance.apply_rule(rule)
                 await self._instance.barrier(rule)

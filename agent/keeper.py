@@ -176,6 +176,7 @@ class Keeper:
             ready_for=m.ready_for,
             roles_ready=m.roles_ready,
             promoting=m.promoting,
+            asked=m.asked,
             known_end=m.known_end,
             down_since=m.down_since,
             last_start=m.last_start,

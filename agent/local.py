@@ -29,6 +29,7 @@ class Local:
     ready_for: str = ""  # the switchover it has run a CHECKPOINT for
     roles_ready: bool = False  # this run of the agent has made sure of flypg's users
     promoting: int = 0  # the term whose promotion was asked for
+    asked: Rule | None = None  # the rule under which that promotion was asked for
     known_end: Position | None = None  # where the data of a server that is down ended when it was last looked at
     down_since: float | None = None
     last_start: float | None = None

@@ -118,7 +118,7 @@ def _promoting(view: View, local: Local) -> Plan:
             problem=True,
         )
     if local.applied != rule or local.barrier_term != view.term:
-        if local.promoting == view.term and local.applied is None:
+        if local.asked == rule:
             return Plan(Barrier(rule), f"promoted: a write must be acknowledged under {rule}")
         return Plan(ApplyRule(rule), f"the rule changed before the term was open: {rule}")
     return Plan(None, "the barrier was passed; waiting for the term to be opened", soon=True)

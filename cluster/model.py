@@ -59,6 +59,11 @@ class Rule:
     primary: NodeId
     voters: frozenset[NodeId]
     k: int
+    serial: int = 0  # counts the rules of a term: one that comes back is another, and must be proven again
+
+    def same(self, other: Rule) -> bool:
+        """Does it ask for the same confirmations?"""
+        return (self.term, self.primary, self.voters, self.k) == (other.term, other.primary, other.voters, other.k)
 
     @property
     def lone(self) -> bool:

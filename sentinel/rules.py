@@ -25,8 +25,9 @@ def adjust(view: View, snap: Snapshot, seen: Observations, now: float) -> Decisi
         return wait(f"the keeper of {view.primary} says nothing of term {view.term} yet: its rule stays")
     newest = view.rules[-1]
     wanted = desired(view, snap, seen, now)
-    if wanted != newest and len(view.rules) < MOST_RULES:
-        rules = (*(r for r in view.rules if r != wanted), wanted)
+    if not wanted.same(newest) and len(view.rules) < MOST_RULES:
+        wanted = replace(wanted, serial=newest.serial + 1)
+        rules = (*(r for r in view.rules if not r.same(wanted)), wanted)
         text = f"{newest} is to become {wanted}: {reason(newest, wanted)}"
         return Decision(PutView(replace(view, rules=rules, why=text), "rule", text, wanted.primary), text)
     if view.phase is Phase.OPEN and len(view.rules) > 1:

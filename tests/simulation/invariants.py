@@ -168,8 +168,6 @@ class Checker:
             self.check_rules(view)
         if kind != "client" or not self.quorum:
             return
-        if server.acting_term not in self.opened_terms:
-            self.world.violated(f"{server.node} acknowledged a client's write in term {server.acting_term}, never opened")
         if view.term > server.acting_term and view.primary is not None:
             if record not in self.sim.ledger.servers[view.primary].wal:
                 if self.loss_accepted:

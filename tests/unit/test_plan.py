@@ -259,8 +259,14 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     (
         "then the barrier",
         snap(promoting()),
-        local("b", as_primary(position=at(950, 4)), disk=disk(NEXT), promoting=NEXT),
+        local("b", as_primary(position=at(950, 4)), disk=disk(NEXT), promoting=NEXT, asked=NEW_RULE),
         Barrier(NEW_RULE),
+    ),
+    (
+        "the rule changed since promotion was asked for: it is applied first",
+        snap(promoting(rules=(rule(), NEW_RULE, replace(NEW_RULE, voters=frozenset(), k=0, serial=1)))),
+        local("b", as_primary(position=at(950, 4)), disk=disk(NEXT), promoting=NEXT, asked=NEW_RULE),
+        ApplyRule(replace(NEW_RULE, voters=frozenset(), k=0, serial=1)),
     ),
     (
         "another timeline than allocated: stop",
