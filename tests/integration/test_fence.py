@@ -59,9 +59,9 @@ def run_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def victim() -> Iterator[subprocess.Popen[bytes]]:
-    """Stands in for a postmaster where PostgreSQL is not the point."""
-    process = subprocess.Popen(["sleep", "600"])
+def victim(run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Stands in for a postmaster where PostgreSQL is not the point, with a directory of its own like one."""
+    process = subprocess.Popen(["sleep", "600"], cwd=run_dir)
     yield process
     process.kill()
     process.wait()
