@@ -208,13 +208,16 @@ def agent_environment(layout: Layout, node: str, words: Mapping[str, str]) -> di
     return ours | {"PATH": search_path(), "PYTHONPATH": checkout} | layout.environment(node) | dict(words)
 
 
-def stop_node(layout: Layout, name: str, progress: Progress) -> bool:
-    """Stop a node in order: its agent, which stops the rest, then whatever is left. False: it did not run."""
+def stop_node(layout: Layout, name: str, progress: Progress, how: signal.Signals = signal.SIGTERM) -> bool:
+    """Stop a node in order: its agent, which stops the rest, then whatever is left. False: it did not run.
+
+    `how`: SIGTERM lets a primary hand over first, SIGQUIT does not.
+    """
     process = recall(layout.pid_file(name))
     ran = process is not None
     if process is not None:
         progress.now(f"stopping {name}")
-        send(process, signal.SIGTERM)
+        send(process, how)
         if wait_gone([process], STOP_S):
             progress.done(f"{name}: the agent did not end within {STOP_S:g} s and is killed")
             send(process, signal.SIGKILL)
@@ -274,16 +277,16 @@ def stop_etcd(layout: Layout, progress: Progress) -> bool:
 
 
 def stop_everything(layout: Layout, progress: Progress) -> list[str]:
-    """Stop the nodes, then etcd; returns the names of what ran.
+    """Stop the nodes without handing anything over, then etcd; returns the names of what ran.
 
-    Standbys end first, all at once: a primary that ends while they run would hand over to one of them, needlessly.
+    Standbys end first, all at once: the primary then ends last, and is the one that a later `up` starts with.
     """
     standbys = [n for n in nodes(layout) if n.process is not None and _is_standby(layout.node_dir(n.name))]
     for node in standbys:
         if node.process is not None:
-            send(node.process, signal.SIGTERM)
+            send(node.process, signal.SIGQUIT)
     order = [n.name for n in standbys] + [name for name in layout.names if name not in {n.name for n in standbys}]
-    ran = [name for name in order if stop_node(layout, name, progress)]
+    ran = [name for name in order if stop_node(layout, name, progress, how=signal.SIGQUIT)]
     ran += ["etcd"] if stop_etcd(layout, progress) else []
     return ran
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "healthchecks": {"postgres", "cluster"},
     "backups": {"postgres", "cluster"},
     "agent": {"healthchecks", "backups", "postgres", "cluster", "sentinel"},
-    "flypg": {"agent", "sentinel", "healthchecks", "backups", "postgres", "cluster"},
+    "flypg": {"agent", "sentinel", "healthchecks", "backups", "postgres", "cluster", "chaos"},
     "chaos": {"cluster"},
     "images": set(),
 }
