@@ -7,12 +7,13 @@ local PostgreSQL, each over one connection and with a deadline.
 from __future__ import annotations
 
 import errno
-import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 from cluster.errors import FlypgError
+from healthchecks.commands.serve import add_commands, answer
 from healthchecks.config import HttpConfig
 from healthchecks.exposition import CONTENT_TYPE
 from healthchecks.lines import Report
@@ -24,14 +25,9 @@ from healthchecks.scrape import Metrics
 from healthchecks.suite import Checks
 from postgres.check_queries import Vitals
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 COMPRESS_FROM = 4096
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-def json_response(value: object, status: int = 200) -> web.Response:
-    """`Content-Type: application/json` exactly: flyctl does not understand a charset behind it."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
 
 
 def accepts_gzip(request: web.Request) -> bool:
@@ -42,12 +38,30 @@ def plain(report: Report) -> web.Response:
     return web.Response(text=report.body, status=report.status, content_type="text/plain", charset="utf-8")
 
 
+@web.middleware
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """404 and 405 as Fly answers them; commands always answer in JSON."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status not in (404, 405):
+            raise
+        if request.path.startswith("/commands"):
+            response = answer({"error": "404 page not found" if error.status == 404 else error.reason}, error.status)
+        else:
+            response = web.Response(text="404 page not found" if error.status == 404 else "", status=error.status)
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
+
+
 class HttpServer:
     """Everything a node serves over HTTP."""
 
     def __init__(self, config: HttpConfig, provider: Provider, version: str = "") -> None:
         self._config = config
         self._provider = provider
+        self._version = version
         self.checks = Checks(config, provider)
         self.metrics = Metrics(config, provider, self.checks, version)
         self._runners: list[web.AppRunner] = []
@@ -72,7 +86,7 @@ class HttpServer:
         self.metrics.observe()
 
     def application(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[_refusals])
         add = app.router.add_route
         add("*", "/flycheck/vm", self._vm)
         add("*", "/flycheck/pg", self._pg)
@@ -85,6 +99,7 @@ class HttpServer:
         app.router.add_get("/patroni", self._node)
         app.router.add_get("/cluster", self._cluster)
         app.router.add_get("/history", self._history)
+        add_commands(app, self._config, self._provider, self._version)
         return app
 
     async def _serve(self, app: web.Application, port: int) -> None:
@@ -117,7 +132,7 @@ class HttpServer:
         try:
             limit = parse_lag(request.query.get("lag"))
         except ValueError as error:
-            return json_response({"error": str(error)}, 400)
+            return answer({"error": str(error)}, 400)
         vitals = await self.checks.vitals() if limit is not None else None
         stale_after_s = self._config.thresholds.stale_after_s
         facts = gather(self._provider)
@@ -126,18 +141,18 @@ class HttpServer:
         status = probe(request.path, Asked(facts, found, limit, behind, stale_after_s))
         if request.method == "OPTIONS":
             return web.Response(status=status)
-        return json_response(node_json(facts, found, self._provider.member(), vitals), status)
+        return answer(node_json(facts, found, self._provider.member(), vitals), status)
 
     async def _node(self, request: web.Request) -> web.Response:
         vitals = await self.checks.vitals()
-        return json_response(self.node(vitals))
+        return answer(self.node(vitals))
 
     def node(self, vitals: Vitals | None = None) -> dict[str, Any]:
         return node_json(gather(self._provider), self.checks.claim(), self._provider.member(), vitals)
 
     async def _cluster(self, request: web.Request) -> web.Response:
         snapshot = self._provider.snapshot()
-        return json_response(cluster_json(self._provider.cluster(), snapshot, self._provider.snapshot_age_s()))
+        return answer(cluster_json(self._provider.cluster(), snapshot, self._provider.snapshot_age_s()))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = await self.metrics.text()
@@ -150,5 +165,5 @@ class HttpServer:
         try:
             events = await self._provider.store().read_events(200)
         except FlypgError as error:
-            return json_response({"error": str(error)}, 503)
-        return json_response([event_json(event) for event in events])
+            return answer({"error": str(error)}, 503)
+        return answer([event_json(event) for event in events])
