@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaos.history import NEVER, RegisterOp, Verdict
 
@@ -155,6 +155,11 @@ def search(ops: Sequence[RegisterOp], initial: int | None = None, *, limit: int 
             events.put_back(at)
             at = events.next[at]
     return None
+
+
+def stale_by(ops: Sequence[RegisterOp], seconds: float) -> list[RegisterOp]:
+    """The same history if reads may show what was current up to `seconds` before they began."""
+    return [op if op.is_write else replace(op, invoked=op.invoked - seconds) for op in ops]
 
 
 def linearizable(ops: Sequence[RegisterOp], *, limit: int = 2_000_000) -> Verdict:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Reply:
     results: list[Result] = []
     skipped: dict[str, str] = {}
     problem = ""
-    with _ended_in_order():
+    with ended_in_order():
         try:
             for needs, group in _by_needs(drills, local_only=args.local):
                 why = _impossible(needs, args)
@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> Reply:
                             results.append(run_drill(target, drill, seed=args.seed + number, say=progress.done))
         except (TestbedError, NetworkError) as error:
             problem = str(error)
-    _write(args, results)
-    return _reply(results, skipped, problem)
+    write(args, results)
+    return summary(results, skipped, problem)
 
 
 def _by_needs(drills: list[Drill], *, local_only: bool) -> list[tuple[Drill, list[Drill]]]:
@@ -128,7 +128,7 @@ def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Itera
 
 
 @contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
+def ended_in_order() -> Iterator[None]:
     """SIGTERM ends a drill like Ctrl-C does: everything is mended and removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -151,7 +151,8 @@ def about() -> dict[str, str]:
     return {"commit": commit or "unknown", "Python": platform.python_version(), "kernel": platform.release()}
 
 
-def _write(args: argparse.Namespace, results: list[Result]) -> None:
+def write(args: argparse.Namespace, results: list[Result]) -> None:
+    """Write the files that were asked for."""
     for path, text in ((args.junit, to_junit), (args.html, to_html)):
         if path and results:
             Path(path).write_text(text(results, about()), encoding="utf-8")
@@ -161,7 +162,8 @@ def _write(args: argparse.Namespace, results: list[Result]) -> None:
         print(f"  wrote {args.output}", file=sys.stderr)
 
 
-def _reply(results: list[Result], skipped: dict[str, str], problem: str) -> Reply:
+def summary(results: list[Result], skipped: dict[str, str], problem: str) -> Reply:
+    """Everything in one table, what failed and why below it."""
     rows = [
         [
             "PASS" if r.passed else "FAIL",

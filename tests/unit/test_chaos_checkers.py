@@ -13,7 +13,7 @@ from chaos.checkers.durability import durability
 from chaos.checkers.lists import analyze, classify, serializable
 from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_line, one_primary, parse_history
-from chaos.checkers.register import linearizable, search, zones
+from chaos.checkers.register import linearizable, search, stale_by, zones
 from chaos.history import NEVER, BankRead, Outcome, RegisterOp, Step, Txn, Write
 
 
@@ -127,6 +127,13 @@ def test_register(story: str, ops: list[RegisterOp], expected: bool) -> None:
     assert (zones(ops) == "") is expected, zones(ops)
     assert search(ops) is expected
     assert linearizable(ops).ok is expected
+
+
+def test_a_bounded_staleness_is_told_from_an_unbounded_one() -> None:
+    ops = [w(1, 0, 1), w(2, 2, 3), r(1, 3.5, 4)]
+    assert linearizable(ops).ok is False
+    assert linearizable(stale_by(ops, 1.0)).ok is True
+    assert linearizable(stale_by(ops, 0.2)).ok is False
 
 
 def test_both_register_checkers_agree_on_random_histories() -> None:

@@ -1,0 +1,138 @@
+"""Random faults for a while, from one seed, under every load there is; afterwards everything is judged."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chaos.checkers.bank import bank
+from chaos.checkers.durability import durability
+from chaos.checkers.lists import serializable
+from chaos.checkers.outage import outage
+from chaos.checkers.primaries import doubly_acknowledged, one_primary
+from chaos.checkers.register import linearizable, stale_by
+from chaos.faults import FAULTS, Fault, Undo
+from chaos.history import RegisterOp, Verdict
+from chaos.inspection import judge_servers, patiently, rows
+from chaos.phases import failovers, roles
+from chaos.places import Node
+from chaos.results import Result, Told
+from chaos.runner import prepare
+from chaos.target import Target, TestbedError
+from chaos.wire import WireError
+from chaos.workloads import ACCOUNTS, SCHEMA, TOTAL, Load, Observed
+from chaos.writer import Probe
+
+FINAL_LISTS = "SELECT key, array_to_string(value, ',') FROM flypg_list"
+HEAL_S = 30.0
+STALE_S = 1.0  # a read may be served by a server that was deposed so long ago (its routers had not heard yet)
+QUIET = ("fill-wal", "fill-data", "kill-pgbouncer", "freeze-fence")  # need a cluster of their own, or harm nobody
+
+
+def schedule(rng: random.Random, *, namespaces: bool) -> list[Fault]:
+    """The next faults: mostly one, sometimes a second one that does not hit the same machine."""
+    known = [f for f in FAULTS.values() if f.name not in QUIET and (namespaces or not f.namespaces)]
+    first = rng.choice(known)
+    if rng.random() < 0.25:
+        others = [f for f in known if f.victim != first.victim and not f.name.startswith(("kill-etcd", "freeze-etcd"))]
+        return [first, rng.choice(others)]
+    return [first]
+
+
+def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None] = lambda _: None) -> Result:
+    """Break and mend until the time is over. Every fault is undone before the next one, and at the end."""
+    rng = random.Random(f"{seed}/soak")
+    target.wait_healthy()
+    about = f"random faults for {minutes:g} minutes"
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    result = Result("soak", about, seed, "", 0.0, float("inf"), began=time.monotonic(), when=when)
+    with tempfile.TemporaryDirectory(prefix="fpsoak") as directory:
+        prepare(target)
+        wire = patiently(target.primary)
+        for statement in SCHEMA:
+            wire.execute(statement, timeout_s=20)
+        wire.close()
+        endpoints = [node.through_proxy for node in target.nodes.values()]
+        probe = Probe(endpoints, Path(directory))
+        load = Load(endpoints, Path(directory), seed)
+        observed = Observed([], [], [])
+        result.fault = time.monotonic()
+        number = 0
+        try:
+            while time.monotonic() < result.began + minutes * 60:
+                number += 1
+                _one(target, number, schedule(rng, namespaces=target.network is not None), rng, say)
+                if not probe.wait_acknowledged(time.monotonic(), HEAL_S):
+                    raise TestbedError(f"no write was acknowledged within {HEAL_S:g} s of fault {number} being undone")
+        except TestbedError as error:
+            result.verdicts.append(Verdict("healing", False, f"seed {seed}, fault {number}: {error}"))
+        finally:
+            observed = load.stop()
+            result.writes = probe.stop()
+            result.mended = result.ended = time.monotonic()
+    if not result.verdicts:
+        result.verdicts.append(Verdict("healing", True, f"complete within {HEAL_S:g} s after each of {number} rounds"))
+        result.healed = result.ended
+    _judge(target, result, observed, say)
+    say(result.line)
+    return result
+
+
+def _one(target: Target, number: int, faults: Sequence[Fault], rng: random.Random, say: Callable[[str], None]) -> None:
+    """One round of a soak."""
+    hold_s = rng.uniform(0.5, 8.0)
+    undos: list[Undo] = []
+    primary, standby = target.primary, rng.choice(target.standbys)
+    try:
+        for fault in faults:
+            victim: Node = standby if fault.victim == "standby" else primary
+            undos.append(fault.begin(target, victim))
+            time.sleep(rng.uniform(0, 0.5))
+        names = " and ".join(fault.name for fault in faults)
+        say(f"{number}: {names} ({primary.name} was primary) for {hold_s:.1f} s")
+        time.sleep(hold_s)
+    finally:
+        for undo in reversed(undos):
+            undo()
+    for place in (*target.nodes.values(), *target.etcd.values()):
+        if place.process is not None and not place.running:
+            place.start()
+    target.wait_healthy(HEAL_S)
+
+
+def _judge(target: Target, result: Result, observed: Observed, say: Callable[[str], None]) -> None:
+    writes = result.writes
+    say("judging what clients and servers saw")
+    result.outages = [outage(writes, path, fault=result.fault) for path in ("steady", "fresh")]
+    result.doubled = len(doubly_acknowledged(writes))
+    result.failovers = len(failovers(target.watch.views(), since=result.fault))
+    result.errors = dict(Counter(w.error for w in writes if w.error).most_common())
+    result.roles = roles(target.watch.reports(), began=result.began, ended=result.ended)
+    result.events = [Told(at, e.kind, e.text, e.by) for at, e in target.watch.events(result.began)]
+    result.verdicts += [one_primary(writes), bank(observed.reads, accounts=ACCOUNTS, total=TOTAL)]
+    result.verdicts.append(_registers(observed.registers))
+    try:
+        result.durability = durability(writes, rows(target.primary))
+        wire = patiently(target.primary)
+        final = {int(k): tuple(int(v) for v in t.split(",")) for k, t in wire.execute(FINAL_LISTS, timeout_s=30)}
+        wire.close()
+        result.verdicts += [result.durability.verdict, serializable(observed.txns, final)]
+        if result.healed is not None:
+            result.verdicts += judge_servers(target, list(target.nodes.values()))
+    except (TestbedError, WireError) as error:
+        result.verdicts.append(Verdict("final read", False, str(error)))
+
+
+def _registers(ops: Sequence[RegisterOp]) -> Verdict:
+    """Linearizable; or at least with reads that are stale by no more than the bound."""
+    strict = linearizable(ops)
+    if strict.ok is not False:
+        return strict
+    relaxed = linearizable(stale_by(ops, STALE_S))
+    return Verdict(
+        "register", relaxed.ok, f"with reads up to {STALE_S:g} s stale: {relaxed.text} (else: {strict.text})"
+    )
