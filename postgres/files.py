@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.errors import InstanceError
 from postgres.command import Account
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the volume refuses becomes an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InstanceError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def fsync_directory(path: Path) -> None:
@@ -19,30 +30,35 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str, *, owner: Account | None, durable: bool, mode: int = 0o600) -> None:
-    """Replace `path` by a file with `text`. `durable`: return only when file and directory are on disk."""
+    """Replace `path` by a file with `text`. `durable`: return only when file and directory are on disk.
+
+    Raises InstanceError when it cannot be written; the old file is still there then.
+    """
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        os.fchmod(descriptor, mode)
-        if owner is not None:
-            os.fchown(descriptor, owner.uid, owner.gid)
-        data = text.encode()
-        while data:
-            data = data[os.write(descriptor, data) :]
+    with _told(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            os.fchmod(descriptor, mode)
+            if owner is not None:
+                os.fchown(descriptor, owner.uid, owner.gid)
+            data = text.encode()
+            while data:
+                data = data[os.write(descriptor, data) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
         if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
-    if durable:
-        fsync_directory(path.parent)
+            fsync_directory(path.parent)
 
 
 def make_directory(path: Path, *, owner: Account | None, mode: int = 0o700) -> None:
     """Create `path` for the server's user, or make an existing one belong to it."""
-    path.mkdir(parents=True, exist_ok=True, mode=mode)
-    if owner is not None and path.stat().st_uid != owner.uid:
-        os.chown(path, owner.uid, owner.gid)
+    with _told(path):
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+        if owner is not None and path.stat().st_uid != owner.uid:
+            os.chown(path, owner.uid, owner.gid)
 
 
 def remove(path: Path) -> None:

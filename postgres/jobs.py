@@ -20,7 +20,7 @@ from cluster.model import Upstream
 from postgres import command, queries
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, remote_conninfo
 from postgres.connection import bounded, connect_remote
-from postgres.files import free_bytes, fsync_directory, make_directory, remove
+from postgres.files import free_bytes, fsync_directory, make_directory, remove, write_atomically
 from postgres.instance import Control, Job
 from postgres.parts import Parts
 from postgres.process import end_leftovers
@@ -174,6 +174,7 @@ class Jobs:
                 pgdata.rmdir()
         fresh.rename(pgdata)
         fsync_directory(pgdata.parent)
+        remove(beside(pgdata, "rewinding"))
         for old in older:  # the one just moved aside stays
             shutil.rmtree(old)
         files = self._parts.files
@@ -199,24 +200,31 @@ class Jobs:
         if not control.clean:
             self.progress("recovering what it wrote last")
             await self._recover()
+        self.progress("looking what must be rewound")
+        await self._pg_rewind(source, "--dry-run")  # what can be refused is refused before anything is touched
+        mark = beside(pgdata, "rewinding")  # a rewind that was cut off leaves nothing that may ever be started
+        write_atomically(mark, "", owner=None, durable=True)
         self.progress("rewinding")
         parts.files.remove_signals()
-        await command.run(
-            [
-                parts.config.binaries / "pg_rewind",
-                *("-D", pgdata, "--no-ensure-shutdown", "--progress"),
-                "--source-server",
-                remote_conninfo(
-                    parts.config, source, user=OPERATOR, name=f"flypg_rewind_{parts.me}", database="postgres"
-                ),
-            ],
-            timeout_s=REWIND_S,
-            user=parts.owner,
-            on_stderr=lambda chunk: self.progress(command.last_words(chunk).rpartition("\n")[2][-60:]),
-        )
+        await self._pg_rewind(source, "--progress")
         parts.files.write_signal("standby.signal")
         files = parts.files
         files.write_settings(files.parameters, files.hba, generation=files.generation + 1)
+        remove(mark)
+
+    async def _pg_rewind(self, source: Upstream, option: str) -> None:
+        config = self._parts.config
+        name = f"flypg_rewind_{self._parts.me}"
+        await command.run(
+            [
+                config.binaries / "pg_rewind",
+                *("-D", config.pgdata, "--no-ensure-shutdown", option, "--source-server"),
+                remote_conninfo(config, source, user=OPERATOR, name=name, database="postgres"),
+            ],
+            timeout_s=REWIND_S,
+            user=self._parts.owner,
+            on_stderr=self._read_progress,
+        )
 
     async def _recover(self) -> None:
         """Crash recovery in single-user mode: nobody can connect, and pg_rewind wants a server that was shut down."""

@@ -190,6 +190,22 @@ class Postmaster:
         return RECEIVER.match(_title(pid)) is not None
 
 
+def remove_stale_lock(lock: Path, pgdata: Path) -> None:
+    """Remove a lock file of PostgreSQL whose process id now belongs to a zombie or to somebody else: PostgreSQL would
+    take it for a running server. A lock of a dead process it removes by itself, and any other lock must stay."""
+    try:
+        first = lock.read_text(errors="replace").partition("\n")[0].strip().lstrip("-")
+    except FileNotFoundError:
+        return
+    if not first.isdigit() or (stat := _stat(int(first))) is None:
+        return
+    elsewhere = False
+    with contextlib.suppress(OSError):
+        elsewhere = os.readlink(f"/proc/{first}/cwd") != str(pgdata.resolve())
+    if stat[1] == "Z" or not stat[0].startswith("postgres") or elsewhere:
+        lock.unlink(missing_ok=True)
+
+
 async def end_leftovers(pgdata: Path, *, patience_s: float = 3.0) -> None:
     """See to it that nothing of an earlier server is left: without their postmaster its processes end by themselves,
     a stuck one is killed. Only for a data directory whose postmaster is gone."""

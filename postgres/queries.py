@@ -142,6 +142,16 @@ async def emit(connection: Connection, text: str) -> list[str]:
     return warnings
 
 
+NUDGE = """BEGIN; SET LOCAL synchronous_commit = local;
+  SELECT pg_logical_emit_message(true, 'flypg', 'nudge'); COMMIT"""
+
+
+async def nudge(connection: Connection) -> None:
+    """Something for standbys to confirm, so that commits which wait are looked at now and not with the next status of a
+    standby, up to a second later. Waits for nobody itself."""
+    await connection.execute(NUDGE)
+
+
 async def flushed(connection: Connection) -> int:
     return parse_lsn((await _one(connection, FLUSHED))[0])
 

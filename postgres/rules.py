@@ -52,13 +52,14 @@ async def apply_rule(parts: Parts, rule: Rule) -> None:
             await bounded(connection, queries.emit(connection, "lone"), SETTLE_S)
         return
     if not dynamic.standing or not dynamic.names or not await _checkpointer_settled(parts):
-        await _wake_waiting(parts, names)
+        await _wake_waiting(parts, rule, names)
     else:
         if look.names != dynamic.names or (names != look.names and count_of(names) != count_of(look.names)):
             await change_names(parts, NOBODY_NAMES, standing=True)
             await _walsenders_follow(parts, frozenset())
         await change_names(parts, names, standing=True)
-    await _walsenders_follow(parts, _names_of(rule))
+        await _walsenders_follow(parts, _names_of(rule))
+        await parts.session.ask(queries.nudge)
 
 
 def _names_of(rule: Rule) -> frozenset[str]:
@@ -70,7 +71,7 @@ async def _checkpointer_settled(parts: Parts) -> bool:
     return await parts.session.ask(queries.checkpointer_waits_for) == "CheckpointerMain"
 
 
-async def _wake_waiting(parts: Parts, names: str) -> None:
+async def _wake_waiting(parts: Parts, rule: Rule, names: str) -> None:
     """From a list that may have been empty: see a commit wait before the real names are written, and go on after."""
     await change_names(parts, NOBODY_NAMES, standing=False)
     deadline = parts.clock.boottime() + SETTLE_S
@@ -81,6 +82,7 @@ async def _wake_waiting(parts: Parts, names: str) -> None:
                 if await _seen_waiting(parts, connection, waiting):
                     await _walsenders_follow(parts, frozenset())
                     await change_names(parts, names, standing=True)
+                    await _walsenders_follow(parts, _names_of(rule))
                     await _released(parts, waiting, names)
                     return
                 await waiting
@@ -102,6 +104,7 @@ async def _seen_waiting(parts: Parts, connection: Connection, waiting: asyncio.F
 
 
 async def _released(parts: Parts, waiting: asyncio.Future[list[str]], names: str) -> None:
+    await parts.session.ask(queries.nudge)
     done, _ = await asyncio.wait({waiting}, timeout=SETTLE_S)
     if not done:
         raise InstanceError(f"no standby confirmed a commit under {names} within {SETTLE_S:g} s")

@@ -8,6 +8,7 @@ start but `start_primary` has standby.signal, and whether an absence was asked f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +26,7 @@ from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
 from postgres.observer import Observer, Seen
 from postgres.parts import Parts, change, reload
-from postgres.process import Postmaster, end_leftovers, reap_orphans
+from postgres.process import Postmaster, end_leftovers, reap_orphans, remove_stale_lock
 from postgres.server_files import ServerFiles
 
 LAUNCHED_S = 10.0  # for a postmaster to write its pid file
@@ -70,6 +71,8 @@ class LocalInstance:
 
     def _data(self) -> Data:
         pgdata = self.config.pgdata
+        if beside(pgdata, "rewinding").exists():
+            return Data.INCOMPLETE if not self._jobs.running else Data.PRESENT
         if (pgdata / "global" / "pg_control").exists() and (pgdata / "PG_VERSION").exists():
             return Data.PRESENT
         leftovers = (pgdata, beside(pgdata, "copying"), beside(pgdata, "initdb"))
@@ -170,13 +173,9 @@ class LocalInstance:
         if found is None:
             raise InstanceError("there is no complete data directory to start")
         await end_leftovers(self.config.pgdata)
-        socket = f".s.PGSQL.{self.config.port}"
-        for stale in (
-            self.config.pgdata / "postmaster.pid",
-            self.config.run / socket,
-            self.config.run / f"{socket}.lock",
-        ):
-            remove(stale)  # of a dead server: its number may belong to another process by now
+        socket_lock = self.config.run / f".s.PGSQL.{self.config.port}.lock"
+        for lock in (self.config.pgdata / "postmaster.pid", socket_lock):
+            remove_stale_lock(lock, self.config.pgdata)
         remove(self.config.pgdata / "promote")
         return found
 
@@ -205,7 +204,8 @@ class LocalInstance:
         parts = self._parts
         if parts.postmaster.find() is None:
             return
-        parts.files.set_mark("stopped")
+        with contextlib.suppress(InstanceError):  # a full volume must not keep a server running
+            parts.files.set_mark("stopped")
         await parts.session.drop()
         if fast:
             parts.postmaster.send(signal.SIGINT)

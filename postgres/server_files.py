@@ -146,8 +146,8 @@ class ServerFiles:
 
     def set_mark(self, mark: str) -> None:
         """`started` or `stopped`: was the server's absence asked for?"""
-        self._write(self._mark_path, mark)
         self.mark = mark
+        self._write(self._mark_path, mark)
 
     def write_signal(self, name: str) -> None:
         write_atomically(self.config.pgdata / name, "", owner=self.owner, durable=True)

@@ -163,7 +163,7 @@ class Servers:
 async def servers() -> AsyncIterator[Servers]:
     """Servers for one test; none of their processes and files is left behind."""
     directory = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))  # short, for the sockets; the server's user gets in
-    directory.chmod(0o755)
+    os.chmod(directory, 0o755)
     made = Servers(directory)
     try:
         yield made
