@@ -113,7 +113,7 @@ def _reload(node: Node, reload: Callable[[], Settings] | None, log: logging.Logg
         return
     try:
         settings = reload()
-        member = settings.member()
+        member = settings.member
     except (FlypgError, OSError) as error:
         log.error("settings not reloaded, the old ones stay", extra={"error": str(error)})
         return
@@ -124,5 +124,3 @@ def _reload(node: Node, reload: Callable[[], Settings] | None, log: logging.Logg
     node.keeper.member = member
     node.keeper_wake.ring()
     log.info("settings reloaded", extra={"changed": member != old})
-
-

@@ -20,9 +20,10 @@ from agent.wiring import Parts
 from cluster.clock import SystemClock
 from cluster.model import Answer, Upstream
 from healthchecks.server import HttpServer
+from postgres.config import OPERATOR
 from postgres.disk import StateFile
 from postgres.server import LocalInstance
-from postgres.watch import PrimaryWatch
+from postgres.watch import PrimaryWatch, Target
 from sentinel.turn import Sentinel
 
 
@@ -33,10 +34,13 @@ class WatchLine:
         self._watch = watch
 
     def target(self, upstream: Upstream | None) -> None:
-        self._watch.target(upstream)
+        self._watch.watch(
+            Target(upstream.term, upstream.node, upstream.host, upstream.port) if upstream is not None else None
+        )
 
     def answer(self) -> Answer:
-        return self._watch.answer
+        verdict = self._watch.verdict
+        return verdict.answer if verdict is not None else Answer.UNKNOWN
 
 
 class FenceForInstance:
@@ -70,7 +74,9 @@ class Node:
         self.instance.on_change = self.keeper_wake.ring
         self.fence = Fence(parts.instance.run, on_fired=lambda _: self.keeper_wake.ring())
         self.watch = PrimaryWatch(
-            parts.instance, self.clock, on_change=self._answered, receiver_alive=self._receiver_alive
+            {"user": OPERATOR, "password": parts.instance.passwords.operator, "sslmode": parts.instance.sslmode},
+            stream_age=self.instance.stream_age_s,
+            on_change=lambda _: self.keeper_wake.ring(),
         )
         self.haproxy = HAProxy(parts.haproxy)
         self.keeper = Keeper(
@@ -103,12 +109,6 @@ class Node:
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
 
-    def _answered(self, _: Answer) -> None:
-        self.keeper_wake.ring()
-
-    def _receiver_alive(self) -> bool:
-        return self.keeper.seen is not None and self.keeper.seen.streaming
-
     async def start(self) -> None:
         """Bring up what serves before the first turn. Raises FlypgError when a part cannot be started."""
         await self.fence.start()
@@ -120,7 +120,7 @@ class Node:
         return [
             keeper_loop(self.keeper, self.keeper_wake, self.log, self._after_turn),
             sentinel_loop(self.sentinel, self.sentinel_wake, logging.getLogger("flypg.sentinel")),
-            lease_loop(self.keeper, parts.ttl_s / 3, self.log),
+            lease_loop(self.keeper, parts.renew_s, self.log),
             fence_loop(self.keeper),
             leadership_loop(self.store, self.sentinel, parts.sentinel_ttl_s / 3, self.log),
             parts.store.watch(self.store.changed),

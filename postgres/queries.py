@@ -326,3 +326,13 @@ async def values(connection: Connection, names: tuple[str, ...]) -> Mapping[str,
     if missing := sorted(set(names) - set(found)):
         raise InstanceError(f"PostgreSQL knows no setting {missing[0]}")
     return found
+
+
+STREAM_AGE = "SELECT extract(epoch FROM clock_timestamp() - last_msg_receipt_time)::float8 FROM pg_stat_wal_receiver"
+
+
+async def stream_age_s(connection: Connection) -> float | None:
+    """Seconds since the WAL receiver last heard anything, by this machine's clock; None when there is none."""
+    cursor = await connection.execute(STREAM_AGE)
+    row = await cursor.fetchone()
+    return float(row[0]) if row is not None and row[0] is not None else None

@@ -111,6 +111,13 @@ class LocalInstance:
             return None  # unreadable: without it nothing is started or promised
         return found.control if found else None
 
+    async def stream_age_s(self) -> float | None:
+        """Seconds since this standby's WAL receiver last heard from its primary; None without one, or no answer."""
+        try:
+            return await self._parts.session.ask(queries.stream_age_s, 1.0)
+        except FlypgError:
+            return None
+
     # Data.
 
     async def begin_initdb(self) -> None:

@@ -1,0 +1,217 @@
+"""From settings to the parts of an agent: paths, passwords, connections. Errors name what to do."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from agent.routing.haproxy_config import HAProxySettings, ipv6_works
+from cluster.clock import SystemClock
+from cluster.errors import InstanceError, SettingsError
+from cluster.etcd import Etcd
+from cluster.etcd_store import EtcdStore
+from cluster.model import Member
+from cluster.settings import Settings
+from healthchecks.config import HttpConfig
+from postgres.command import account
+from postgres.config import InstanceConfig, Passwords
+
+ANY = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a node is made of."""
+
+    cluster: str
+    member: Member
+    etcd: Etcd
+    store: EtcdStore
+    instance: InstanceConfig
+    haproxy: HAProxySettings
+    http: HttpConfig
+    state_file: Path
+    ttl_s: float
+    renew_s: float
+    margin_s: float
+    sentinel_ttl_s: float
+    sentinel: bool
+    stop_within_s: float
+    version: str
+    primary_region: str
+
+
+def assemble(settings: Settings) -> Parts:
+    """Make the directories and put the parts together. Raises SettingsError or InstanceError."""
+    if settings.pg_bin_dir is None:
+        raise SettingsError("FLYPG_PG_BIN_DIR", "", "no PostgreSQL was found: install it (apt-get install postgresql)")
+    if settings.haproxy is None:
+        raise SettingsError("FLYPG_HAPROXY", "", "HAProxy was not found: install it (apt-get install haproxy)")
+    _ports_are_free(settings)
+    user = settings.os_user or None
+    make_directories(settings)
+    etcd = Etcd(settings.etcd)
+    clock = SystemClock()
+    store = EtcdStore(
+        etcd,
+        settings.cluster,
+        settings.node,
+        clock=clock,
+        ttl_s=settings.lease_ttl_s,
+        sentinel_ttl_s=settings.sentinel_ttl_s,
+    )
+    base = settings.data_dir
+    listen = addresses(settings.listen)
+    instance = InstanceConfig(
+        pgdata=settings.pgdata,
+        conf=base / "conf",
+        run=base / "run",
+        log=base / "log",
+        binaries=settings.pg_bin_dir,
+        port=settings.ports.postgres,
+        passwords=passwords(settings),
+        listen=settings.listen,
+        user=user,
+    )
+    haproxy = HAProxySettings(
+        run_dir=base / "run",
+        log_dir=base / "log",
+        ports=settings.ports,
+        listen=listen,
+        user=user or "",
+        program=str(settings.haproxy),
+    )
+    http = HttpConfig(
+        listen=listen,
+        http_port=settings.ports.http,
+        metrics_port=settings.ports.metrics,
+        token=settings.api_token,
+        data_dir=str(base),
+    )
+    return Parts(
+        cluster=settings.cluster,
+        member=settings.member,
+        etcd=etcd,
+        store=store,
+        instance=instance,
+        haproxy=haproxy,
+        http=http,
+        state_file=base / "state.json",
+        ttl_s=settings.lease_ttl_s,
+        renew_s=settings.lease_renew_s,
+        margin_s=settings.fence_margin_s,
+        sentinel_ttl_s=settings.sentinel_ttl_s,
+        sentinel=settings.sentinel,
+        stop_within_s=10.0,
+        version=metadata.version("flypg"),
+        primary_region=settings.primary_region,
+    )
+
+
+def addresses(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """The addresses to bind; "*" means every one, of both families where the machine has IPv6."""
+    if "*" in listen:
+        return ANY if ipv6_works() else ANY[:1]
+    return listen
+
+
+def make_directories(settings: Settings) -> None:
+    """The node's directory and what is below it; the servers' user may write where the servers write.
+
+    Raises InstanceError when it cannot be made, or when the servers' user cannot get there.
+    """
+    base = settings.data_dir
+    owner = account(settings.os_user or None)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for name in ("conf", "run", "log"):
+            directory = base / name
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o750 if name != "run" else 0o755)
+            if owner is not None:
+                os.chown(directory, owner.uid, owner.gid)
+        settings.pgdata.parent.mkdir(parents=True, exist_ok=True)
+        if owner is not None and os.geteuid() == 0:
+            _reachable(base, owner.uid, owner.gid, settings.os_user)
+            if settings.pgdata.parent == base:
+                os.chown(base, owner.uid, owner.gid)
+    except OSError as error:
+        raise InstanceError(f"the data directory {base} cannot be used: {error.strerror}: {error.filename}") from error
+
+
+def _reachable(base: Path, uid: int, gid: int, user: str) -> None:
+    for directory in base.parents:
+        mode = directory.stat()
+        if not (
+            mode.st_mode & 0o001
+            or (mode.st_uid == uid and mode.st_mode & 0o100)
+            or (mode.st_gid == gid and mode.st_mode & 0o010)
+        ):
+            raise InstanceError(
+                f"the user {user} cannot enter {directory}, and PostgreSQL runs as {user}:"
+                f" choose another FLYPG_DATA_DIR, or chmod o+x {directory}"
+            )
+
+
+def passwords(settings: Settings) -> Passwords:
+    """As the settings say; what they leave out is generated once and kept in a file that only we can read."""
+    file = settings.data_dir / "secrets.json"
+    given = {
+        "SU_PASSWORD": settings.su_password,
+        "OPERATOR_PASSWORD": settings.operator_password,
+        "REPL_PASSWORD": settings.repl_password,
+    }
+    kept: dict[str, str] = {}
+    if not all(given.values()):
+        try:
+            kept = json.loads(file.read_text())
+        except FileNotFoundError:
+            kept = {}
+        except ValueError as error:
+            raise InstanceError(f"{file} is not JSON: repair it, or set {', '.join(given)}") from error
+        missing = {key: secrets.token_urlsafe(18) for key, value in given.items() if not value and not kept.get(key)}
+        if missing:
+            kept |= missing
+            temporary = file.with_suffix(".new")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as out:
+                out.write(json.dumps(kept))
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.rename(file)
+    return Passwords(*(value or kept[key] for key, value in given.items()))
+
+
+def lock_directory(base: Path) -> int:
+    """Make sure that no other agent keeps this directory. Raises InstanceError; the lock ends with this process."""
+    descriptor = os.open(base / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise InstanceError(f"another agent (pid {holder or '?'}) keeps {base}: stop it first") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _ports_are_free(settings: Settings) -> None:
+    """Only ports that this agent itself will bind are tried; PostgreSQL and HAProxy may run on from an agent before."""
+    for key, port in (("FLYPG_HTTP_PORT", settings.ports.http), ("FLYPG_METRICS_PORT", settings.ports.metrics)):
+        for address in addresses(settings.listen):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                try:
+                    probe.bind((address, port))
+                except OSError as error:
+                    raise SettingsError(key, port, f"cannot listen on {address}: {error.strerror}") from None
