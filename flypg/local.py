@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from cluster import settings
 from cluster.errors import CommandFailed
 from flypg.local_layout import HOST, EtcdMember, Layout, parse_layout
 from flypg.local_processes import Process, is_alive, postmaster, recall, remember, running_from, send, start, wait_gone
@@ -206,6 +207,11 @@ def agent_environment(layout: Layout, node: str, words: Mapping[str, str]) -> di
     }
     checkout = str(Path(__file__).resolve().parent.parent)  # `python -m flypg` must find us from any directory
     return ours | {"PATH": search_path(), "PYTHONPATH": checkout} | layout.environment(node) | dict(words)
+
+
+def check_settings(layout: Layout, node: str) -> None:
+    """Raise SettingsError when an agent would refuse the settings that this node gets."""
+    settings.load(agent_environment(layout, node, {}))
 
 
 def stop_node(layout: Layout, name: str, progress: Progress, how: signal.Signals = signal.SIGTERM) -> bool:

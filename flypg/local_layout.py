@@ -16,7 +16,7 @@ DEFAULT_NODES = 3
 DEFAULT_PORT_BASE = 15400
 DEFAULT_CLUSTER = "local"
 HOST = "127.0.0.1"
-LONGEST_SOCKET = 107  # bytes in sockaddr_un.sun_path, without its closing zero
+LONGEST_SOCKET = 100  # bytes; the kernel allows 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ class Layout:
             "FLYPG_CLUSTER": self.cluster,
             "FLYPG_NODE": node,
             "FLYPG_HOST": HOST,
+            "FLYPG_LISTEN": HOST,
             "FLYPG_DATA_DIR": str(self.node_dir(node)),
             "FLYPG_ETCD_ENDPOINTS": self.endpoints,
             "FLYPG_PROXY_PORT": str(ports.proxy),

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cluster.clock import SystemClock
-from cluster.endpoints import EtcdOptions, parse_endpoint
+from cluster.endpoints import EtcdOptions
 from cluster.model import NodeId
+from cluster.settings import cluster_name, etcd_options, load_values
 from cluster.store import OperatorStore
 from flypg import local
+from flypg.local_layout import Layout
 from flypg.reply import BadInput, Reply
-
-DEFAULT_CLUSTER = "flypg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,23 @@ class Target:
     """One cluster."""
 
     cluster: str
-    endpoints: str  # comma-separated
+    etcd: EtcdOptions
     said: str  # for people, e.g. "local cluster in /var/lib/flypg/local"
 
 
 def find(args: argparse.Namespace) -> Target:
-    """The cluster that options and environment name. Raises BadInput when they name none."""
+    """The cluster that options, environment or settings file name. Raises BadInput when they name none."""
     if args.dir and (args.etcd or args.cluster):
         raise BadInput("--dir names a local cluster; --etcd and --cluster name one that is not: give one or the other")
-    endpoints = args.etcd or os.environ.get("FLYPG_ETCD_ENDPOINTS", "")
-    if endpoints and not args.dir:
-        name = args.cluster or os.environ.get("FLYPG_CLUSTER") or os.environ.get("FLY_APP_NAME") or DEFAULT_CLUSTER
-        return Target(name, endpoints, f"cluster {name} in etcd at {endpoints}")
-    if args.cluster and not args.dir:
-        raise BadInput("--cluster needs etcd's address too: --etcd HOST:PORT or FLYPG_ETCD_ENDPOINTS")
+    if not args.dir:
+        told = {"FLYPG_ETCD_ENDPOINTS": args.etcd, "FLYPG_CLUSTER": args.cluster}
+        values = load_values(dict(os.environ) | {key: value for key, value in told.items() if value})
+        if values.get("FLYPG_ETCD_ENDPOINTS"):
+            etcd = etcd_options(values)
+            name = cluster_name(values)
+            return Target(name, etcd, f"cluster {name} in etcd at {', '.join(e.target for e in etcd.endpoints)}")
+        if args.cluster:
+            raise BadInput("--cluster needs etcd's address too: --etcd HOST:PORT or FLYPG_ETCD_ENDPOINTS")
     root = local.root_of(args.dir)
     layout = local.load(root)
     if layout is None:
@@ -50,25 +53,13 @@ def find(args: argparse.Namespace) -> Target:
             f"there is no local cluster in {root}, and no other is named; start one with `flypg local up`, or name one"
             " with --etcd HOST:PORT --cluster NAME (FLYPG_ETCD_ENDPOINTS, FLYPG_CLUSTER)"
         )
-    return Target(layout.cluster, layout.endpoints, f"local cluster in {root}")
+    return local_target(layout)
 
 
-def options(target: Target) -> EtcdOptions:
-    """How to reach the target's etcd: TLS and login are the settings an agent has. Raises BadInput."""
-    try:
-        endpoints = tuple(parse_endpoint(part) for part in target.endpoints.split(",") if part.strip())
-    except ValueError as error:
-        raise BadInput(f"etcd endpoint {error}") from None
-    if not endpoints:
-        raise BadInput("--etcd (FLYPG_ETCD_ENDPOINTS) is empty: expected HOST:PORT")
-    return EtcdOptions(
-        endpoints,
-        ca_file=os.environ.get("FLYPG_ETCD_CA_FILE", ""),
-        cert_file=os.environ.get("FLYPG_ETCD_CERT_FILE", ""),
-        key_file=os.environ.get("FLYPG_ETCD_KEY_FILE", ""),
-        user=os.environ.get("FLYPG_ETCD_USER", ""),
-        password=os.environ.get("FLYPG_ETCD_PASSWORD", ""),
-    )
+def local_target(layout: Layout) -> Target:
+    """A local cluster: its etcd has neither TLS nor a login, whatever the environment says of another."""
+    etcd = etcd_options({"FLYPG_ETCD_ENDPOINTS": layout.endpoints})
+    return Target(layout.cluster, etcd, f"local cluster in {layout.root}")
 
 
 def whoami() -> str:
@@ -85,13 +76,9 @@ async def connected(target: Target, work: Callable[[OperatorStore], Awaitable[Re
     from cluster.etcd import Etcd  # gRPC: most of a second on a small machine, for those that need it
     from cluster.etcd_store import EtcdStore
 
-    etcd = Etcd(options(target))
+    etcd = Etcd(target.etcd)
     try:
-        try:
-            store = EtcdStore(etcd, target.cluster, NodeId("operator"), clock=SystemClock())
-        except ValueError as error:
-            raise BadInput(f"--cluster: {error}") from None
-        return await work(store)
+        return await work(EtcdStore(etcd, target.cluster, NodeId("operator"), clock=SystemClock()))
     finally:
         await etcd.close()
 

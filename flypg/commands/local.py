@@ -22,7 +22,7 @@ from flypg.parsing import nearest
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Reply, done
 from flypg.show import columns
-from flypg.target import Target, connected
+from flypg.target import connected, local_target
 
 LOWEST_BASE = 1100  # etcd's ports lie below it, and all of them above those only root may use
 HIGHEST_NODES = 50
@@ -34,6 +34,8 @@ def up(args: argparse.Namespace) -> Reply:
     layout = wanted_layout(args, root, local.load(root))
     programs = require()
     progress = Progress()
+    for name in layout.names:
+        local.check_settings(layout, name)
     local.prepare(layout, programs)
     with local.locked(root):
         local.check_ports(layout)
@@ -45,7 +47,9 @@ def up(args: argparse.Namespace) -> Reply:
             started = local.start_nodes(layout, programs)
             if started:
                 progress.done(f"started {', '.join(started)}")
-        return asyncio.run(connected(_target(layout), lambda store: _settle(args, store, layout, progress, everything)))
+        return asyncio.run(
+            connected(local_target(layout), lambda store: _settle(args, store, layout, progress, everything))
+        )
 
 
 def wanted_layout(args: argparse.Namespace, root: Path, found: Layout | None) -> Layout:
@@ -113,7 +117,7 @@ async def _settle(
     else:
         progress.done(f"healthy, {time.monotonic() - began:.1f} s after the agents were started")
     look = argparse.Namespace(events=3, json=False)
-    status_reply = await once(look, store, _target(layout), terminal_style())
+    status_reply = await once(look, store, local_target(layout), terminal_style())
     return done(f"\n{status_reply.text}\n\n{next_steps(layout, args.dir)}")
 
 
@@ -148,10 +152,6 @@ def _command() -> str:
         relative = os.path.relpath(called)
         return relative if len(relative) < len(str(called)) else str(called)
     return ".venv/bin/flypg" if Path(".venv/bin/flypg").exists() else "flypg"
-
-
-def _target(layout: Layout) -> Target:
-    return Target(layout.cluster, layout.endpoints, f"local cluster in {layout.root}")
 
 
 def _existing(args: argparse.Namespace) -> Layout:

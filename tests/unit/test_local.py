@@ -79,9 +79,9 @@ def test_a_pid_that_was_given_away_is_not_ours(sleeper: Process, tmp_path: Path)
     file = tmp_path / "pids" / "n1.json"
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        remember(file, replace(sleeper, pid=other.pid))
+        remember(file, replace(sleeper, pid=other.pid, started=sleeper.started - 100))
         assert recall(file) is None
-        send(replace(sleeper, pid=other.pid), signal.SIGKILL)
+        send(replace(sleeper, pid=other.pid, started=sleeper.started - 100), signal.SIGKILL)
         assert other.poll() is None
     finally:
         other.kill()
