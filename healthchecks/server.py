@@ -6,6 +6,7 @@ local PostgreSQL, each over one connection and with a deadline.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,10 +24,12 @@ from healthchecks.provider import Provider
 from healthchecks.role import gather
 from healthchecks.scrape import Metrics
 from healthchecks.suite import Checks
+from healthchecks.watch import Watch
 from postgres.check_queries import Vitals
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 COMPRESS_FROM = 4096
+QUICK_S = 0.5
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -64,6 +67,7 @@ class HttpServer:
         self._version = version
         self.checks = Checks(config, provider)
         self.metrics = Metrics(config, provider, self.checks, version)
+        self._watch = Watch(provider, self.node)
         self._runners: list[web.AppRunner] = []
 
     async def start(self) -> None:
@@ -75,6 +79,7 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Close every connection, to clients and to PostgreSQL."""
+        await self._watch.close()
         for runner in self._runners:
             await runner.cleanup()
         self._runners.clear()
@@ -84,6 +89,7 @@ class HttpServer:
     def wake(self) -> None:
         """The agent has read something new: whoever watches is told. Cheap; call it from the event loop."""
         self.metrics.observe()
+        self._watch.wake()
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[_refusals])
@@ -99,6 +105,8 @@ class HttpServer:
         app.router.add_get("/patroni", self._node)
         app.router.add_get("/cluster", self._cluster)
         app.router.add_get("/history", self._history)
+        app.router.add_get("/", self._watch.page)
+        app.router.add_get("/events", self._watch.events)
         add_commands(app, self._config, self._provider, self._version)
         return app
 
@@ -144,8 +152,15 @@ class HttpServer:
         return answer(node_json(facts, found, self._provider.member(), vitals), status)
 
     async def _node(self, request: web.Request) -> web.Response:
-        vitals = await self.checks.vitals()
-        return answer(self.node(vitals))
+        return answer(self.node(await self._quick_vitals()))
+
+    async def _quick_vitals(self) -> Vitals | None:
+        """None when PostgreSQL does not answer at once: whoever asks how a node is must not wait for a hung one."""
+        try:
+            async with asyncio.timeout(QUICK_S):
+                return await self.checks.vitals()
+        except TimeoutError:
+            return None
 
     def node(self, vitals: Vitals | None = None) -> dict[str, Any]:
         return node_json(gather(self._provider), self.checks.claim(), self._provider.member(), vitals)
