@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path as FilePath
+from typing import IO, cast
 
 from backups.catalog import Archive, Part, SnapshotRecord
 from backups.errors import ObjectDamaged, RestoreRefused
@@ -87,7 +88,7 @@ def unpack(
         target = directory if archive.name == "base.tar" else _tablespace(directory, archive, owner)
         with ThreadPoolExecutor(AHEAD + 1, thread_name_prefix="fetch") as pool:
             source = io.BufferedReader(_Frames(_fetched(path, archive.parts, pool), tell), PIECE_BYTES)
-            _untar(source, target, owner, archive.name)
+            _untar(cast(IO[bytes], source), target, owner, archive.name)
     for archive in record.archives:
         if archive.name != "base.tar":
             oid = archive.name.removesuffix(".tar")
@@ -127,7 +128,7 @@ def _prepare(directory: FilePath, owner: Account | None) -> None:
         os.chown(directory, owner.uid, owner.gid)
 
 
-def _untar(source: io.BufferedReader, target: FilePath, owner: Account | None, name: str) -> None:
+def _untar(source: IO[bytes], target: FilePath, owner: Account | None, name: str) -> None:
     def ours(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
         member = tarfile.tar_filter(member, place)  # refuses what would leave the directory
         if owner is None:

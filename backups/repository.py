@@ -169,6 +169,10 @@ class Path:
         for info in self._store.list(self._full(prefix)):
             yield replace(info, key=info.key[len(str(self.name)) + 1 :])
 
+    def tidy(self, before: float) -> None:
+        """Remove what interrupted writes have left in the whole repository."""
+        self._store.tidy(before)
+
     # WAL
 
     def _wal_key(self, name: str) -> str:

@@ -1,0 +1,150 @@
+"""Settings of snapshots and WAL archiving: FLYPG_SNAPSHOT_*, FLYPG_WAL_*, FLYPG_S3_*; and the repository they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from backups.base import SnapshotOptions
+from backups.codec import Codec, read_key
+from backups.directory import DirectoryStore
+from backups.objects import ObjectStore, S3Options, S3Store
+from backups.repository import Repository
+from backups.retention import Keep
+from backups.wal import WalOptions
+from cluster import values as read
+from cluster.errors import SettingsError
+from postgres.files import size_bytes
+
+FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", "S3_ARCHIVE_CONFIG")
+CRON = re.compile(r"\S+(\s+\S+){4}\Z")
+FLEX_KEY = "S3_ARCHIVE_CONFIG"  # what Fly's newer image calls it: https://key:secret@endpoint/bucket/directory
+
+
+@dataclass(frozen=True, slots=True)
+class BackupConfig:
+    """Where backups go, when they are taken, how long they are kept."""
+
+    url: str  # "" means backups are off
+    shared: bool  # every node sees the same repository
+    s3: S3Options | None
+    first_after_s: float  # a new cluster's first snapshot is taken so long after an agent's start
+    schedule: str  # cron, five fields, UTC; "" means never by itself
+    keep: Keep
+    options: SnapshotOptions
+    level: int  # zstd
+    verify: bool  # restore each snapshot after it was taken
+    scratch: Path  # where that is done
+    min_free_percent: float  # of the volume, left free by a repository in a directory
+    archive: bool
+    archive_timeout_s: int  # the longest that a change waits for the archive in an idle cluster; 0 means no limit
+    wal: WalOptions
+    key_text: str = field(default="", repr=False)
+    key_file: str = ""
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)  # to hand on to a process of ours
+
+    def codec(self) -> Codec:
+        return Codec(level=self.level, key=read_key(self.key_text, self.key_file))
+
+    def store(self) -> ObjectStore:
+        if self.s3 is not None:
+            return S3Store(self.s3)
+        root = Path(unquote(urlsplit(self.url).path))
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return DirectoryStore(root, min_free_bytes=int(size_bytes(root) * self.min_free_percent / 100))
+
+    def repository(self, *, create: bool = True) -> Repository:
+        """Raises RepositoryError, StoredFormatError, SettingsError."""
+        repository = Repository(self.store(), self.codec())
+        repository.open(create=create)
+        return repository
+
+
+def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
+    """The settings in `values` (environment over file). Raises SettingsError, which names the key."""
+    url = values.get("FLYPG_SNAPSHOT_URL", "")
+    given = bool(url or values.get(FLEX_KEY))
+    s3 = _s3(values, url)
+    if s3 is None and not url:
+        url = f"file://{data_dir}/snapshots"
+    if url == "off":
+        url = ""
+    elif s3 is None and (not url.startswith("file:///") or len(url) < len("file:///x")):
+        raise SettingsError("FLYPG_SNAPSHOT_URL", url, "must be file:///DIRECTORY, s3://BUCKET/PREFIX or off")
+    schedule = values.get("FLYPG_SNAPSHOT_SCHEDULE", "0 3 * * *").strip()
+    if schedule == "off":
+        schedule = ""
+    elif not CRON.match(schedule):
+        raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, "must be five fields as in cron, in UTC, or off")
+    full = read.choice(values, "FLYPG_WAL_QUEUE_FULL", ("keep", "drop"), "keep")
+    return BackupConfig(
+        url=url,
+        shared=read.flag(values, "FLYPG_SNAPSHOT_SHARED", s3 is not None),
+        s3=s3,
+        first_after_s=read.seconds(values, "FLYPG_SNAPSHOT_FIRST_AFTER_S", 300.0, at_least=0),
+        schedule=schedule,
+        keep=Keep(
+            days=read.number(values, "FLYPG_SNAPSHOT_KEEP_DAYS", 5.0, at_least=0.01, at_most=36500),
+            at_least=read.integer(values, "FLYPG_SNAPSHOT_KEEP_MIN", 2, at_least=1, at_most=1000),
+        ),
+        options=SnapshotOptions(
+            part_bytes=read.size(values, "FLYPG_SNAPSHOT_PART_SIZE", 8 << 20, at_least=1 << 20, at_most=1 << 30),
+            uploaders=read.integer(values, "FLYPG_SNAPSHOT_UPLOADS", 2, at_least=1, at_most=64),
+            max_rate_kib=read.size(values, "FLYPG_SNAPSHOT_MAX_RATE", 0, at_least=0) >> 10,
+        ),
+        level=read.integer(values, "FLYPG_SNAPSHOT_LEVEL", 1, at_least=1, at_most=19),
+        verify=read.flag(values, "FLYPG_SNAPSHOT_VERIFY", True),
+        scratch=Path(values.get("FLYPG_SNAPSHOT_SCRATCH") or data_dir / "restore-test"),
+        min_free_percent=read.number(values, "FLYPG_SNAPSHOT_MIN_FREE_PERCENT", 15.0, at_least=0, at_most=90),
+        archive=bool(url or s3) and read.flag(values, "FLYPG_WAL_ARCHIVE", given),
+        archive_timeout_s=int(read.seconds(values, "FLYPG_WAL_TIMEOUT_S", 60, at_least=0, at_most=86400)),
+        wal=WalOptions(
+            workers=read.integer(values, "FLYPG_WAL_WORKERS", 4, at_least=1, at_most=64),
+            queue_limit_bytes=read.size(values, "FLYPG_WAL_QUEUE_LIMIT", 1 << 30, at_least=0),
+            drop_past_limit=full == "drop",
+        ),
+        key_text=values.get("FLYPG_SNAPSHOT_KEY", ""),
+        key_file=values.get("FLYPG_SNAPSHOT_KEY_FILE", ""),
+        values={k: v for k, v in values.items() if k.startswith(FORWARDED)},
+    )
+
+
+def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
+    """None: the repository is not in S3."""
+    common = {
+        "region": values.get("FLYPG_S3_REGION") or values.get("AWS_REGION") or "us-east-1",
+        "path_style": read.flag(values, "FLYPG_S3_PATH_STYLE", True),
+        "timeout_s": read.seconds(values, "FLYPG_S3_TIMEOUT_S", 60.0, at_least=1, at_most=3600),
+    }
+    make: Callable[..., S3Options] = S3Options
+    if url.startswith("s3://"):
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise SettingsError("FLYPG_SNAPSHOT_URL", url, "names no bucket: s3://BUCKET/PREFIX")
+        return make(
+            bucket=bucket,
+            prefix=prefix.strip("/"),
+            endpoint=values.get("FLYPG_S3_ENDPOINT") or values.get("AWS_ENDPOINT_URL_S3", ""),
+            access_key=values.get("FLYPG_S3_ACCESS_KEY_ID", ""),
+            secret_key=read.secret(values, "FLYPG_S3_SECRET_ACCESS_KEY"),
+            **common,
+        )
+    flex = values.get(FLEX_KEY, "")
+    if url or not flex:
+        return None
+    parts = urlsplit(flex)
+    bucket, _, prefix = parts.path.strip("/").partition("/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not bucket:
+        raise SettingsError(FLEX_KEY, "…", "must be https://KEY:SECRET@ENDPOINT/BUCKET/DIRECTORY")
+    port = f":{parts.port}" if parts.port else ""
+    return make(
+        bucket=bucket,
+        prefix=prefix,
+        endpoint=f"{parts.scheme}://{parts.hostname}{port}",
+        access_key=unquote(parts.username or ""),
+        secret_key=unquote(parts.password or ""),
+        **common,
+    )

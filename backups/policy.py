@@ -1,0 +1,94 @@
+"""When a snapshot is due, where it is taken, and when one is to be tried out. Pure.
+
+Times are seconds since 1970 by this node's clock. They only decide when to work, never what may be deleted or trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backups.catalog import SnapshotRecord
+from cluster.model import NodeId, Phase, ServerState, Snapshot
+
+RETRY_S = (60.0, 300.0, 900.0, 3600.0)  # after the first, second, … failure in a row; then the last
+FUTURE_S = 24 * 3600.0  # a success further ahead than this was written by a clock that was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class RunHistory:
+    """How snapshots have gone so far. None means never."""
+
+    ok_at: float | None = None
+    ok_id: str = ""
+    failed_at: float | None = None
+    failures: int = 0  # in a row, since the last success
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    now: bool
+    why: str
+
+
+def due(history: RunHistory, *, next_slot: float | None, now: float, gap: bool = False, settled: bool = True) -> Due:
+    """Is a snapshot due? `next_slot`: the first scheduled time after the last success; None means no schedule.
+
+    Missed times are made up for by one run. `gap`: WAL was lost to the archive, so restores need a new beginning.
+    `settled`: this node has run for a while; a first snapshot does not compete with the start of a new cluster.
+    """
+    if history.failures and history.failed_at is not None:
+        pause = RETRY_S[min(history.failures, len(RETRY_S)) - 1]
+        waited = now - history.failed_at
+        if 0 <= waited < pause:
+            return Due(False, f"failed {history.failures} times, again in {pause - waited:.0f} s: {history.error}")
+    if next_slot is None and not gap:
+        return Due(False, "there is no schedule")
+    if history.ok_at is None:
+        return Due(settled, "there is no snapshot yet")
+    if gap:
+        return Due(True, "the archived WAL has a gap")
+    if history.ok_at > now + FUTURE_S:
+        return Due(True, "the last snapshot is from the future: a clock was wrong")
+    assert next_slot is not None, "no schedule was answered above"
+    if now >= next_slot:
+        return Due(True, "scheduled")
+    return Due(False, f"next in {next_slot - now:.0f} s")
+
+
+def source(cluster: Snapshot, *, shared: bool) -> NodeId | None:
+    """Which node takes the snapshot: a standby that has caught up, else the primary. None: nobody now.
+
+    A repository that each node has for itself is kept where the WAL is: on the primary.
+    """
+    view = cluster.view
+    if view is None or view.phase is not Phase.OPEN or view.primary is None:
+        return None
+    report = cluster.reports.get(view.primary)
+    if not shared or report is None:
+        return view.primary
+    ready = [
+        s.node
+        for s in report.standbys
+        if s.caught_up
+        and (other := cluster.reports.get(s.node)) is not None
+        and other.state is ServerState.STANDBY
+        and other.streaming
+    ]
+    return min(ready, default=view.primary)
+
+
+def verify_due(snapshots: Sequence[SnapshotRecord], *, wished: bool) -> SnapshotRecord | None:
+    """The snapshot to restore in a test: the newest, unless it was tried. None: nothing to do."""
+    if not wished or not snapshots or snapshots[-1].verification is not None:
+        return None
+    return snapshots[-1]
+
+
+def jitter_s(cluster: str, spread_s: float) -> float:
+    """How much later than the schedule this cluster begins: always the same, so that a day stays a day."""
+    number = 0
+    for letter in cluster.encode():
+        number = (number * 131 + letter) % 1_000_003
+    return spread_s * number / 1_000_003

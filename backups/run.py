@@ -1,0 +1,164 @@
+"""Work on a repository, as a program of its own: it needs memory and libraries that an idle agent must not carry.
+
+    python -m backups.run snapshot | verify | sweep | wal   --path CLUSTER/SYSTEM-INCARNATION …
+
+Settings come from the environment. Progress goes to standard error, a line of JSON each; the result is one line of JSON
+on standard output; a failure is a sentence on standard error and exit code 1. `wal` runs until it is stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path as FilePath
+
+from backups.base import Progress, take_snapshot
+from backups.config import BackupConfig, read_config
+from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
+from backups.policy import verify_due
+from backups.repository import Path, PathInfo
+from backups.upkeep import sweep
+from cluster.errors import FlypgError
+from postgres.command import account
+
+TELL_EVERY_S = 2.0
+ORPHAN_S = 120.0  # an archiver that its agent has not spoken to for so long ends itself
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m backups.run")
+    parser.add_argument("work", choices=["snapshot", "verify", "sweep", "wal"])
+    parser.add_argument("--path", required=True)
+    parser.add_argument("--parent", default="")
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--data-dir", required=True, type=FilePath)
+    parser.add_argument("--user", default="")
+    parser.add_argument("--id", default="")
+    parser.add_argument("--conninfo", default="")
+    parser.add_argument("--programs", default="")
+    parser.add_argument("--pg-wal", type=FilePath)
+    parser.add_argument("--socket", type=FilePath)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
+    os.nice(0 if args.work == "wal" else 10)
+    try:
+        config = read_config(os.environ, args.data_dir)
+        name = parse_path(args.path)
+        repository = config.repository()
+        path = repository.begin_path(PathInfo(name.cluster, name.system_id, name.incarnation, time.time(), args.parent))
+        result = WORK[args.work](args, config, path)
+    except FlypgError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def teller() -> Callable[[Progress], None]:
+    """Prints progress now and then."""
+    last = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= TELL_EVERY_S:
+            last = now
+            print(json.dumps(asdict(progress)), file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _snapshot(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    record = take_snapshot(
+        path,
+        config.codec(),
+        args.conninfo,
+        snapshot=args.id,
+        node=args.node,
+        options=config.options,
+        progress=teller(),
+    )
+    return {"id": record.id, "stored_bytes": record.stored_bytes, "finished_at": record.finished_at}
+
+
+def _verify(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    from backups.verify import verify
+
+    record = path.snapshot(args.id) if args.id else verify_due(path.snapshots(), wished=True)
+    if record is None:
+        return {"id": ""}
+    found = asyncio.run(
+        verify(path, record, config.scratch, owner=account(args.user or None), node=args.node, programs=args.programs)
+    )
+    return {"id": record.id, **asdict(found)}
+
+
+def _sweep(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    swept = sweep(path, config.keep)
+    return {
+        "kept": len(swept.retention.keep),
+        "deleted": [s.id for s in swept.retention.delete],
+        "wal_files": swept.wal_files,
+        "wal_bytes": swept.wal_bytes,
+        "garbage": list(swept.garbage),
+    }
+
+
+def _wal(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    """Archive until we are stopped, or until no agent has spoken to us for a while."""
+    from backups.wal import WalArchiver
+    from backups.wire import LineServer
+
+    archiver = WalArchiver(path, args.pg_wal, segment_bytes=segment_bytes(args.pg_wal), options=config.wal)
+    stopped = threading.Event()
+    heard = time.monotonic()
+
+    def handle(fields: list[str]) -> str:
+        nonlocal heard
+        if fields[0] == "push":
+            return archiver.handle(fields)
+        heard = time.monotonic()
+        if fields[0] == "stand" and len(fields) == 3:
+            archiver.stand(int(fields[1]) or None, draining=fields[2] == "draining")
+        elif fields[0] == "stop":
+            stopped.set()
+        return "ok " + json.dumps(asdict(archiver.status()))
+
+    server = LineServer(args.socket, handle, account(args.user or None))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    server.start()
+    while not stopped.wait(5.0) and time.monotonic() - heard < ORPHAN_S:
+        continue
+    server.stop()
+    archiver.stop()
+    return asdict(archiver.status())
+
+
+def segment_bytes(pg_wal: FilePath) -> int:
+    """The size of this cluster's segments: that of any that is there."""
+    for file in sorted(pg_wal.iterdir()):
+        if SEGMENT.match(file.name):
+            return file.stat().st_size
+    return SEGMENT_BYTES
+
+
+WORK: dict[str, Callable[[argparse.Namespace, BackupConfig, Path], dict[str, object]]] = {
+    "snapshot": _snapshot,
+    "verify": _verify,
+    "sweep": _sweep,
+    "wal": _wal,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The clockwork: APScheduler wakes us, pure policies decide what is due."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cluster.errors import FlypgError, SettingsError
+
+log = logging.getLogger("flypg.backups")
+
+
+def next_after(schedule: str, at: float, jitter_s: float = 0.0) -> float | None:
+    """The first scheduled time after `at` (seconds since 1970), moved by `jitter_s`; None: it never comes.
+
+    Raises SettingsError when `schedule` is no cron line.
+    """
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        trigger = CronTrigger.from_crontab(schedule, timezone=UTC)
+    except ValueError as error:
+        raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, str(error)) from None
+    after = datetime.fromtimestamp(at - jitter_s, UTC) + timedelta(microseconds=1)
+    fire = trigger.get_next_fire_time(None, after)
+    return None if fire is None else fire.timestamp() + jitter_s
+
+
+class Ticker:
+    """Calls functions now and then. A FlypgError of one is logged; anything else is a bug and ends `run`."""
+
+    def __init__(self) -> None:
+        from apscheduler.events import EVENT_JOB_ERROR
+        from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # what matters we say ourselves
+        self._scheduler: Any = AsyncIOScheduler(timezone=UTC)
+        self._scheduler.add_listener(self._failed, EVENT_JOB_ERROR)
+        self._bug: asyncio.Future[None] | None = None
+
+    def every(self, seconds: float, function: Callable[[], Awaitable[None]], *, jitter_s: float = 0.0) -> None:
+        """`function` must be quick; while it still runs, its next turn is left out."""
+        from apscheduler.triggers.interval import IntervalTrigger
+
+        trigger = IntervalTrigger(seconds=seconds, jitter=jitter_s or None, timezone=UTC)
+        # without a grace time a busy second would silently leave out a turn; missed turns become one
+        self._scheduler.add_job(
+            function, trigger, coalesce=True, max_instances=1, misfire_grace_time=None, next_run_time=datetime.now(UTC)
+        )
+
+    async def run(self) -> None:
+        """Tick until cancelled; raises what a function should not have raised."""
+        self._bug = asyncio.get_running_loop().create_future()
+        self._scheduler.start()
+        try:
+            await self._bug
+        finally:
+            self._scheduler.shutdown(wait=False)
+
+    def _failed(self, event: Any) -> None:
+        if isinstance(event.exception, (FlypgError, OSError, TimeoutError)):
+            log.warning("backup_tick_failed", extra={"error": str(event.exception)})
+        elif self._bug is not None and not self._bug.done():
+            self._bug.set_exception(event.exception)
