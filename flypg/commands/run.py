@@ -31,7 +31,7 @@ def agent(args: argparse.Namespace) -> Reply:
     from cluster import logs
 
     found = _load(args)
-    logs.configure(found.log_format, found.log_level, found.secrets)
+    logs.setup(json_lines=found.log_format == "json", level=found.log_level, secrets=found.secrets)
     return Reply(_code(daemon.run(found, lambda: _load(args))))
 
 
@@ -43,7 +43,7 @@ def sentinel(args: argparse.Namespace) -> Reply:
     from sentinel.daemon import run_witness
 
     found = _load(args)
-    logs.configure(found.log_format, found.log_level, found.secrets)
+    logs.setup(json_lines=found.log_format == "json", level=found.log_level, secrets=found.secrets)
 
     async def witness() -> int:
         etcd = Etcd(found.etcd)
@@ -57,7 +57,7 @@ def sentinel(args: argparse.Namespace) -> Reply:
 
 
 def _code(code: int) -> Exit:
-    return Exit(code) if code in iter(Exit) else Exit.FAILED
+    return Exit(code) if code in {e.value for e in Exit} else Exit.FAILED
 
 
 def config_check(args: argparse.Namespace) -> Reply:
