@@ -46,7 +46,7 @@ def as_primary(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     if local.disk.promised > view.term:
         return Plan(None, f"this node has promised term {local.disk.promised}: it cannot serve term {view.term}")
     if inst.data is not Data.PRESENT or local.disk.copying:
-        if view.phase is Phase.FOUNDING and inst.data is Data.ABSENT:
+        if view.phase is Phase.FOUNDING and inst.data is not Data.PRESENT and not local.disk.copying:
             if inst.job is not None and inst.job.error and _recently(local.last_job_failed, now):
                 return Plan(None, f"initdb failed: {inst.job.error}", problem=True)
             return Plan(InitDb(), "this node founds the cluster")
@@ -74,11 +74,11 @@ def _down(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     inst, rule = local.instance, view.rule
     assert rule is not None
     if view.phase is Phase.PROMOTING:
-        if local.disk.was_primary == view.term:
+        if local.known_end is not None and local.known_end.timeline == view.timeline:
             return Plan(
                 StartPrimary(rule), f"it went down after it had become primary of term {view.term}: start it anew"
             )
-        return Plan(StartStandby(None), f"chosen for term {view.term}: start before being promoted")
+        return Plan(StartStandby(None), f"chosen for term {view.term}: start, to see whether it was promoted already")
     if view.phase is Phase.OPEN and _stopping_for(view.handover, local.me):
         if inst.control is not None and inst.control.clean_primary:
             end = Position(inst.control.timeline, inst.control.checkpoint + 1)
@@ -106,6 +106,8 @@ def _promoting(view: View, local: Local) -> Plan:
     inst, rule = local.instance, view.rule
     assert rule is not None
     if inst.in_recovery:
+        if inst.position is not None and inst.position.timeline == view.timeline:
+            return Plan(Stop(fast=True), f"it had been promoted to timeline {view.timeline} before: start it as primary")
         if local.promoting == view.term:
             return Plan(None, f"promotion to timeline {view.timeline} was asked for", soon=True)
         return Plan(Promote(view.term, view.timeline, rule), f"chosen for term {view.term}, timeline {view.timeline}")

@@ -106,7 +106,7 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     ) and job.kind is not JobKind.REWIND:
         return Plan(None, f"{job.kind.value} failed: {job.error}", problem=True)
     if inst.data is not Data.PRESENT or local.disk.copying:
-        return _copy(view, local, upstream)
+        return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _start(snap, view, local, upstream)
     if inst.run is Run.STARTING:
@@ -130,14 +130,24 @@ def _handing_over(view: View, local: Local) -> bool:
     return view.handover is not None and view.handover.target == local.me
 
 
-def _copy(view: View, local: Local, upstream: Upstream) -> Plan:
+def _may_be_remade(snap: Snapshot, view: View, me: NodeId) -> bool:
+    """May this node's data be given up for that of the primary? Not before the term is open, lest a failover needs it;
+    unless the new primary waits for just this node (durability strict): then its term could never be opened."""
+    if view.phase is Phase.OPEN:
+        return True
+    source = snap.reports.get(view.primary) if view.primary else None
+    there = source is not None and source.state is ServerState.PRIMARY and source.term == view.term
+    return view.phase is Phase.PROMOTING and there and view.rule is not None and me in view.rule.voters
+
+
+def _copy(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
     inst = local.instance
     job = inst.job
     if local.disk.copying and inst.data is Data.PRESENT and job is not None and not job.error:
         return Plan(CopyDone(), f"the {job.kind.value} is complete")
     if inst.run is not Run.DOWN:
         return Plan(Stop(fast=False), "it is to be copied afresh")
-    if view.phase is not Phase.OPEN:
+    if not _may_be_remade(snap, view, local.me):
         return Plan(None, f"a copy begins when term {view.term} is open")
     return Plan(Copy(upstream), f"copy the data of {upstream.node}")
 
@@ -146,7 +156,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
     inst = local.instance
     control = inst.control
     if inst.job is not None and inst.job.kind is JobKind.REWIND and inst.job.error:
-        if view.phase is Phase.OPEN:
+        if _may_be_remade(snap, view, local.me):
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
         return Plan(None, f"a copy begins when term {view.term} is open")
     if control is not None and control.clean_primary:
@@ -155,7 +165,8 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
         end = local.known_end
     if end is not None and not on_line(view.branches, end, view.timeline):
         source = snap.reports.get(upstream.node)
-        if view.phase is not Phase.OPEN or source is None or source.checkpoint_timeline != view.timeline:
+        ready = source is not None and source.checkpoint_timeline == view.timeline
+        if not ready or not _may_be_remade(snap, view, local.me):
             return Plan(
                 None, f"{upstream.node} is not ready to be rewound from (its control file shows an older timeline)"
             )

@@ -186,6 +186,8 @@ class Faults:
         if any(rule.lone or node.name in rule.voters and rule.k > 1 for rule in view.rules):
             return nothing
         others = [n for n in sim.nodes.values() if n is not node]
+        if not any(n.member.may_lead for n in others):
+            return nothing
         if not all(n.server.data is Data.PRESENT and not n.disk.durable.copying for n in others):
             return nothing
         if not all(sim.checker.must_keep.issubset(n.server.wal) for n in others):

@@ -164,6 +164,9 @@ class Link:
         self.disturbed_at = None
         if self.open_above != self.open_below:  # the host is back and knows nothing of this connection
             self._closed(False, *((self.close_above, self.above) if self.open_above else (self.close_below, self.below)))
+        self.world.after(0.0, self._deliver)  # after what had arrived already and waits at a process
+
+    def _deliver(self) -> None:
         messages, self.backlog = self.backlog, []
         for message in messages:
             self._arrive(message)
@@ -192,6 +195,7 @@ class Link:
         if below.disk_full:
             self.close_below()
             return
+        assert start <= len(below.wal), "TCP keeps the order"
         new = records[len(below.wal) - start :]
         if new:
             below.extend(new)

@@ -145,7 +145,7 @@ class SimInstance:
             return
         server = self.server
         if server.data is Data.PRESENT:
-            raise InstanceError("there is data already")
+            return
         server.data = Data.INCOMPLETE
 
         def done() -> str:
@@ -205,9 +205,14 @@ class SimInstance:
         if other.recovery:
             raise InstanceError(f"{source.node} is not a primary")
 
+        server.data = Data.INCOMPLETE  # until it has ended well
+
         def done() -> str:
             if self._source(source) is not other:
+                if self.world.chance(0.5):
+                    server.data = Data.PRESENT  # it had not begun to write
                 return f"the connection to {source.node} was lost"
+            server.data = Data.PRESENT
             if server.system_id != other.system_id:
                 return "source and target clusters are from different systems"
             rewind(server, other)

@@ -288,10 +288,22 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         None,
     ),
     (
-        "it died on the way: again",
+        "it died on the way, promoted already: again",
         snap(promoting()),
-        local("b", down(), disk=disk(NEXT, was_primary=NEXT)),
+        local("b", down(), disk=disk(NEXT, was_primary=NEXT), known_end=at(950, 4)),
         StartPrimary(NEW_RULE),
+    ),
+    (
+        "it died on the way: never as primary of the old timeline",
+        snap(promoting()),
+        local("b", down(), disk=disk(NEXT, was_primary=NEXT), known_end=at(900)),
+        StartStandby(None),
+    ),
+    (
+        "it turns out to have been promoted: its timeline is not left again",
+        snap(promoting()),
+        local("b", as_standby(position=at(950, 4)), disk=disk(NEXT, was_primary=NEXT)),
+        Stop(fast=True),
     ),
     (
         "the others follow at once",
@@ -300,6 +312,18 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         Follow(upstream(B, NEXT)),
     ),
     ("one ahead of the fork is stopped", snap(promoting()), local("c", as_standby(position=at(901))), Stop(fast=False)),
+    (
+        "a voter without which the term cannot be opened is rewound before that",
+        snap(promoting(), primary(B, term=NEXT, checkpoint_timeline=4)),
+        local("c", down(), known_end=at(901)),
+        Rewind(upstream(B, NEXT)),
+    ),
+    (
+        "anybody else waits for the term to be open",
+        snap(promoting(), primary(B, term=NEXT, checkpoint_timeline=4)),
+        local("a", down(), known_end=at(901)),
+        None,
+    ),
     ("the deposed primary stops at once", snap(promoting()), local("a", as_primary()), Stop(fast=False)),
     # standby
     ("all is well for a standby", snap(), local("b", as_standby()), None),
