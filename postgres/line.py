@@ -1,0 +1,114 @@
+"""One open connection to another node's PostgreSQL for trivial questions, and the question a new connection is asked.
+
+psycopg's own waiting is not used: when it is given up it sends a cancel request, which is a new connection to a server
+that may be frozen. Here giving up is closing the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import psycopg
+
+SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+
+
+class Probe(Enum):
+    ANSWERED = "answered"
+    REFUSED = "refused"  # a live host with nothing listening
+    NOTHING = "nothing"
+
+
+async def probe(host: str, port: int, timeout_s: float) -> Probe:
+    """Does PostgreSQL answer a new connection? Asks for TLS: answered with one byte, before any authentication and
+    without a line in its log."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(SSL_REQUEST)
+            return Probe.ANSWERED if await reader.read(1) in (b"S", b"N", b"E") else Probe.NOTHING
+    except TimeoutError:
+        return Probe.NOTHING
+    except OSError as error:
+        return Probe.REFUSED if _refused(error) else Probe.NOTHING
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+def _refused(error: OSError) -> bool:
+    """By each of the host's addresses (asyncio puts the errors of several into one text)."""
+    text = str(error)
+    return error.errno == errno.ECONNREFUSED or 0 < text.count("[Errno ") == text.count(f"[Errno {errno.ECONNREFUSED}]")
+
+
+class Line:
+    """An open connection."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._descriptor = connection.pgconn.socket
+
+    @classmethod
+    async def open(cls, host: str, port: int, credentials: Mapping[str, str], timeout_s: float) -> Line | None:
+        """None when there was no login within `timeout_s`, for whatever reason."""
+        parameters: dict[str, Any] = {
+            "dbname": "postgres",
+            "application_name": "flypg watch",
+            "gssencmode": "disable",
+            **credentials,
+        }
+        with contextlib.suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                return cls(await psycopg.AsyncConnection.connect(host=host, port=port, autocommit=True, **parameters))
+        return None
+
+    async def ping(self) -> bool:
+        """Ask something trivial. True: answered. False: the connection has ended. Waits for as long as that takes."""
+        try:
+            self._pgconn.send_query(b"SELECT 1")
+            self._pgconn.flush()  # a few bytes always fit
+            while True:
+                while self._pgconn.is_busy():
+                    await self._readable()
+                    self._pgconn.consume_input()
+                if self._pgconn.get_result() is None:
+                    return True
+        except psycopg.Error:
+            return False
+
+    async def idle(self, pause_s: float) -> bool:
+        """Pause; False as soon as the connection has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._readable()
+                try:
+                    self._pgconn.consume_input()
+                except psycopg.Error:
+                    return False
+        return True
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        came: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            loop.remove_reader(self._descriptor)
+            if not came.done():
+                came.set_result(None)
+
+        loop.add_reader(self._descriptor, wake)
+        try:
+            await came
+        finally:
+            loop.remove_reader(self._descriptor)
+
+    def close(self) -> None:
+        self._pgconn.finish()
