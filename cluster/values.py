@@ -14,16 +14,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
+from cluster.amounts import parse_bytes, parse_seconds
 from cluster.errors import SettingsError
 
 PREFIX = "FLYPG_"
 FILE_SUFFIX = "_FILE"  # KEY_FILE: a file that holds the value of a secret
 
 YES, NO = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
-SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-BYTES = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
-
 Values = Mapping[str, str]
 
 
@@ -182,23 +179,6 @@ def secret(values: Values, key: str) -> str:
     if not found:
         raise SettingsError(key + FILE_SUFFIX, file, "is empty")
     return found
-
-
-def parse_seconds(found: str) -> float | None:
-    """The seconds behind `500ms` or `5m`; None when it is no duration."""
-    match = AMOUNT.match(found.strip())
-    unit = SECONDS.get(match[2].lower()) if match else None
-    return float(match[1]) * unit if match and unit is not None else None
-
-
-def parse_bytes(found: str) -> int | None:
-    """The bytes behind `16MB`; None when it is no size."""
-    match = AMOUNT.match(found.strip())
-    if not match:
-        return None
-    unit = match[2].upper().replace("IB", "B")
-    factor = BYTES.get(unit if unit in BYTES else unit + "B")
-    return int(float(match[1]) * factor) if factor is not None else None
 
 
 def _bounded(key: str, found: str, value: float, at_least: float | None, at_most: float | None) -> None:
