@@ -25,7 +25,6 @@ from cluster.model import (
     HandoverStage,
     NodeId,
     Phase,
-    Position,
     RequestKind,
     ServerState,
     Snapshot,
@@ -81,7 +80,7 @@ def _down(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return Plan(StartStandby(None), f"chosen for term {view.term}: start, to see whether it was promoted already")
     if view.phase is Phase.OPEN and _stopping_for(view.handover, local.me):
         if inst.control is not None and inst.control.clean_primary:
-            end = Position(inst.control.timeline, inst.control.checkpoint + 1)
+            end = inst.control.stopped_at
             return Plan(PromiseStopped(view.term + 1, end), f"stopped for the switchover at {end}")
         return Plan(None, "it did not stop in order: the switchover will be called off")
     if view.phase is Phase.OPEN and local.restart is None:

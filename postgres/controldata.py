@@ -45,6 +45,7 @@ class ControlData:
     demands: dict[str, int]  # setting -> the least a standby of this data may be started with
     checksums: bool
     wal_log_hints: bool
+    segment_bytes: int  # of a WAL file
 
 
 def parse(output: str) -> ControlData:
@@ -68,6 +69,7 @@ def parse(output: str) -> ControlData:
             demands={setting: int(values[label]) for setting, label in DEMANDS.items()},
             checksums=int(values["Data page checksum version"]) > 0,
             wal_log_hints=values["wal_log_hints setting"] == "on",
+            segment_bytes=int(values["Bytes per WAL segment"]),
         )
     except (KeyError, ValueError) as error:
         raise InstanceError(f"pg_controldata printed something unexpected: {error}") from error

@@ -60,6 +60,7 @@ class Control:
     timeline: int  # of the last checkpoint
     checkpoint: int  # LSN where the last checkpoint record starts
     min_recovery: Position | None = None
+    end: int = 0  # where that record ends, after a clean stop as primary; 0 means unknown
 
     @property
     def clean(self) -> bool:
@@ -69,6 +70,11 @@ class Control:
     @property
     def clean_primary(self) -> bool:
         return self.state == "shut down"
+
+    @property
+    def stopped_at(self) -> Position:
+        """The end of the WAL of a primary that was stopped in order; at least a byte into its last record."""
+        return Position(self.timeline, self.end or self.checkpoint + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.errors import FlypgError, PostgresUnavailable
 from cluster.model import Position, parse_lsn
@@ -20,6 +20,7 @@ from postgres.detach import furthest, identify
 from postgres.files import free_bytes
 from postgres.instance import Control, Run, Walsender
 from postgres.parts import Parts
+from postgres.walend import end_of_checkpoint
 
 ANSWER_S = 1.0
 PROBE_EVERY_S = 1.0
@@ -217,8 +218,16 @@ class Observer:
         if self._control is None or self._control_at != (stat.st_mtime_ns, stat.st_ino):
             tool = self._parts.config.binaries / "pg_controldata"
             output = await command.run([tool, "-D", self._parts.config.pgdata], timeout_s=5.0, user=self._parts.owner)
-            self._control, self._control_at = parse(output.decode()), (stat.st_mtime_ns, stat.st_ino)
+            self._control, self._control_at = self._with_end(parse(output.decode())), (stat.st_mtime_ns, stat.st_ino)
         return self._control
+
+    def _with_end(self, found: ControlData) -> ControlData:
+        control = found.control
+        if not control.clean_primary:
+            return found
+        pgdata = self._parts.config.pgdata
+        end = end_of_checkpoint(pgdata, control.timeline, control.checkpoint, found.segment_bytes)
+        return replace(found, control=replace(control, end=end or 0))
 
     def running_control(self) -> Control | None:
         """The control file of a running server, cheaply."""
