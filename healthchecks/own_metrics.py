@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from cluster.model import Phase, unstamped
 from healthchecks.exposition import Definition, Family, Value, label_text
-from healthchecks.provider import BackupStats, FenceState, PoolStats, StoreStats
+from healthchecks.provider import BackupStats, FenceState, PoolerStats, StoreStats
 from healthchecks.role import Claim, Facts, Role
 from postgres.instance import Run
 
@@ -227,9 +227,11 @@ def add_backups(out: Collected, backups: BackupStats | None) -> None:
     out.put(ARCHIVE_READY, backups.archive_ready_segments)
 
 
-def add_pools(out: Collected, pools: tuple[PoolStats, ...] | None) -> None:
-    out.put(POOLER_UP, pools is not None)
-    for pool in pools or ():
+def add_pools(out: Collected, pooler: PoolerStats | None) -> None:
+    if pooler is None:
+        return
+    out.put(POOLER_UP, pooler.answers)
+    for pool in pooler.pools:
         labels = {"database": pool.database, "user": pool.user}
         out.put(POOL_CLIENT_ACTIVE, pool.client_active, **labels)
         out.put(POOL_CLIENT_WAITING, pool.client_waiting, **labels)

@@ -93,7 +93,8 @@ def _banner(seen: Seen) -> str:
         return _box("warn", f"{view.primary} is primary (term {view.term})", text)
     paused = " Paused by an operator: nobody fails over." if snapshot.spec.paused else ""
     kind = "warn" if old or paused else "good"
-    return _box(kind, f"{view.primary} is primary (term {view.term})", f"{view.cause or 'Founded'}.{paused}{old}")
+    since = f"Since: {view.cause}" if view.cause else "Since the cluster was founded"
+    return _box(kind, f"{view.primary} is primary (term {view.term})", f"{since}.{paused}{old}")
 
 
 def _cost(seen: Seen) -> str:

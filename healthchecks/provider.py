@@ -74,6 +74,14 @@ class PoolStats:
     maxwait_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class PoolerStats:
+    """This node's PgBouncer."""
+
+    answers: bool
+    pools: tuple[PoolStats, ...] = ()
+
+
 class Provider(Protocol):
     """A node, as its HTTP server sees it."""
 
@@ -124,8 +132,8 @@ class Provider(Protocol):
         """None: no backups are configured, or nothing is known yet."""
         ...
 
-    def pool_stats(self) -> tuple[PoolStats, ...] | None:
-        """None: no pooler runs here, or it does not answer."""
+    def pool_stats(self) -> PoolerStats | None:
+        """None: no pooler is meant to run here, or it has not been asked yet."""
         ...
 
     def store(self) -> OperatorStore:

@@ -29,7 +29,7 @@ from cluster.model import (
     View,
 )
 from cluster.store import OperatorStore
-from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolStats, StoreStats
+from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolerStats, StoreStats
 from postgres.instance import Data, InstanceState, Run, Walsender
 from postgres.monitor import Connection
 
@@ -134,7 +134,7 @@ class TestNode:
         self.trouble = ""
         self.memory = MemoryStore(self)
         self.backups: BackupStats | None = None
-        self.pools: tuple[PoolStats, ...] | None = None
+        self.pools: PoolerStats | None = None
         self.restarts = 0
         self.opened = 0
         self.system_clock = SystemClock()
@@ -179,7 +179,7 @@ class TestNode:
     def backup_stats(self) -> BackupStats | None:
         return self.backups
 
-    def pool_stats(self) -> tuple[PoolStats, ...] | None:
+    def pool_stats(self) -> PoolerStats | None:
         return self.pools
 
     def store(self) -> OperatorStore:
