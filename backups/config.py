@@ -53,8 +53,8 @@ class BackupConfig:
         if self.s3 is not None:
             return S3Store(self.s3)
         root = Path(unquote(urlsplit(self.url).path))
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return DirectoryStore(root, min_free_bytes=int(size_bytes(root) * self.min_free_percent / 100))
+        volume = next(p for p in (root, *root.parents) if p.exists())
+        return DirectoryStore(root, min_free_bytes=int(size_bytes(volume) * self.min_free_percent / 100))
 
     def repository(self, *, create: bool = True) -> Repository:
         """Raises RepositoryError, StoredFormatError, SettingsError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flypg import cli_drill
+from flypg import cli_backups, cli_drill
 from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
@@ -39,6 +39,14 @@ GROUPS = (
         ),
     ),
     (
+        "keep and restore",
+        (
+            ("snapshots", "list, create, verify, delete snapshots"),
+            ("restore", "the data as it was at any moment, into a directory"),
+            ("backups", "status, check and sweep of the repository"),
+        ),
+    ),
+    (
         "try it on this machine",
         (
             ("local", "a whole cluster on loopback: up, down, status, env, node, logs"),
@@ -68,6 +76,7 @@ def build_parser() -> Parser:
     _look(commands)
     _change(commands)
     _spec(commands)
+    cli_backups.add(commands)
     _local(commands)
     cli_drill.add(commands)
     _run(commands)

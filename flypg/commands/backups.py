@@ -1,0 +1,90 @@
+"""flypg backups: is everything there that the catalogue promises, and how far back does it reach."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+
+from backups.repository import wal_name
+from backups.upkeep import audit, reach_of
+from backups.upkeep import sweep as carry_out
+from cluster.model import format_lsn
+from flypg.commands.snapshots import ago, size, verified
+from flypg.progress import Progress
+from flypg.reply import Exit, Reply, done
+from flypg.repository import open_path
+
+
+def check(args: argparse.Namespace) -> Reply:
+    """flypg backups check [--deep]: compare the catalogue with what is stored. Ends with 1 when something is wrong."""
+    opened = open_path(args)
+    progress = Progress()
+    found = audit(opened.path, deep=args.deep, progress=progress.now)
+    progress.clear()
+    lines = [f"{opened.said}: {len(found.snapshots)} snapshots, {found.wal_files} WAL files"]
+    if found.reach is not None:
+        lines.append(
+            f"restorable to any moment up to {format_lsn(found.reach.last_lsn)}, timeline {found.reach.timeline}"
+        )
+    lines += [f"PROBLEM  {p}" for p in found.problems]
+    lines += [f"garbage  {g}: was never committed; removed a day after it was last written" for g in found.garbage]
+    if not found.problems:
+        lines.append("everything that is listed is there" + (" and has its checksum" if args.deep else ""))
+    body = {
+        "problems": list(found.problems),
+        "garbage": list(found.garbage),
+        "snapshots": [s.id for s in found.snapshots],
+        "reach": asdict(found.reach) if found.reach else None,
+    }
+    return Reply(Exit.FAILED if found.problems else Exit.OK, "\n".join(lines), body)
+
+
+def sweep(args: argparse.Namespace) -> Reply:
+    """flypg backups sweep [--dry-run]: delete what is older than asked, as an agent does after each snapshot."""
+    opened = open_path(args)
+    swept = carry_out(opened.path, opened.config.keep, dry_run=args.dry_run)
+    would = "would delete" if args.dry_run else "deleted"
+    lines = [f"{would} {s.id}" for s in swept.retention.delete]
+    lines += [f"{would} the parts of {g}, which was never committed" for g in swept.garbage]
+    lines += [f"{would} {swept.wal_files} WAL files, {size(swept.wal_bytes)}"] if swept.wal_files else []
+    lines += [f"kept {s}: {why}" for s, why in swept.retention.reasons]
+    body = {
+        "deleted": [s.id for s in swept.retention.delete],
+        "garbage": list(swept.garbage),
+        "wal_files": swept.wal_files,
+        "wal_bytes": swept.wal_bytes,
+        "dry_run": args.dry_run,
+    }
+    return done("\n".join(lines) or "nothing is older than asked", body)
+
+
+def status(args: argparse.Namespace) -> Reply:
+    """flypg backups status: the last snapshot, and how much would be lost with every node."""
+    opened = open_path(args)
+    now = time.time()
+    found = opened.path.snapshots()
+    wal = list(opened.path.stored("wal/"))
+    reach = reach_of(opened.path, found, [wal_name(info.key) for info in wal])
+    newest = max((info.modified for info in wal), default=None)
+    lines = [f"repository     {opened.said}"]
+    if found:
+        lines.append(
+            f"last snapshot  {found[-1].id}, {ago(now - found[-1].finished_at)}, {size(found[-1].stored_bytes)}"
+        )
+        lines.append(f"verified       {verified(found[-1], now)}")
+    else:
+        lines.append("last snapshot  none")
+    lines.append(f"last WAL       {ago(now - newest)}" if newest else "last WAL       none: no WAL is archived")
+    if reach is not None:
+        gap = f", with a gap at {reach.gap}" if reach.gap else ""
+        lines.append(f"restorable     up to {format_lsn(reach.last_lsn)} on timeline {reach.timeline}{gap}")
+    body = {
+        "repository": opened.said,
+        "snapshots": len(found),
+        "last_snapshot_at": found[-1].finished_at if found else None,
+        "last_wal_at": newest,
+        "rpo_s": None if newest is None else round(now - newest, 1),
+        "reach": asdict(reach) if reach else None,
+    }
+    return Reply(Exit.OK if found else Exit.FAILED, "\n".join(lines), body)

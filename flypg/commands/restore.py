@@ -1,0 +1,142 @@
+"""flypg restore: a cluster's data as it was, in a directory; from a snapshot and the archived WAL."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+
+from backups.base import Progress as Done
+from backups.errors import RestoreRefused
+from backups.restore import make_plan
+from backups.restore import restore as carry_out
+from backups.restore_plan import Refused as PlanRefused
+from backups.restore_plan import RestorePlan, Target, TargetKind, describe
+from cluster.model import parse_lsn
+from flypg.commands.change import confirm
+from flypg.commands.snapshots import size
+from flypg.progress import Progress
+from flypg.reply import BadInput, Refused, Reply, done
+from flypg.repository import open_path
+from postgres.command import account
+
+NEXT = """\
+{directory} is the data directory of a primary on timeline {timeline}; it was stopped in order.
+To make it a cluster: give it to the first node of a *new* cluster (FLYPG_CLUSTER, another name), as its FLYPG_PGDATA,
+and start that node's agent; it adopts the data, sets passwords anew and archives into a path of its own."""
+
+
+def run(args: argparse.Namespace) -> Reply:
+    """flypg restore --into DIR [--snapshot ID] [--to-time …]: show the plan, ask, carry it out."""
+    opened = open_path(args)
+    target = target_of(args)
+    plan = make_plan(opened.path, target, snapshot=args.snapshot, timeline=args.timeline)
+    if isinstance(plan, PlanRefused):
+        raise Refused(f"{plan.why}; nothing was changed")
+    directory = FilePath(args.into).absolute()
+    lines = [*describe(plan), f"into       {directory}"]
+    body = plan_data(plan, directory)
+    if args.plan:
+        return done("\n".join(lines), body)
+    if aside := _in_the_way(directory, in_place=args.in_place):
+        lines.append(f"aside      what is there is kept as {aside}")
+    if not args.yes:
+        confirm("\n".join(lines), typed=opened.cluster if args.in_place else "restore", unless="--yes")
+    if aside:
+        directory.rename(aside)
+    progress = Progress()
+
+    def tell(at: Done) -> None:
+        share = min(100, 100 * at.done_bytes // max(1, at.total_bytes))
+        text = f"unpacking {share} % of {size(at.total_bytes)}"
+        progress.now(text if share < 100 else "replaying WAL")
+
+    try:
+        result = asyncio.run(
+            carry_out(
+                opened.path,
+                plan,
+                directory,
+                owner=account(os.environ.get("FLYPG_OS_USER") or "postgres"),
+                programs=args.programs or "",
+                inclusive=not args.exclusive,
+                progress=tell,
+            )
+        )
+    except RestoreRefused as error:
+        raise Refused(str(error)) from None
+    finally:
+        progress.clear()
+    commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
+    text = (
+        f"restored {plan.snapshot.id} to {plan.target} in {result.total_s:.1f} s "
+        f"(unpacking {result.unpack_s:.1f}, checking {result.check_s:.1f}, recovery {result.recovery_s:.1f}){commit}\n"
+        + NEXT.format(directory=directory, timeline=result.timeline)
+    )
+    return done(text, {**body, **asdict(result), "directory": str(directory)})
+
+
+def _in_the_way(directory: FilePath, *, in_place: bool) -> FilePath | None:
+    """Where what is in the directory is moved; None when nothing is. Raises Refused for what a server runs on."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return None
+    if not in_place:
+        raise Refused(f"{directory} is not empty; nothing was changed (--in-place restores over a dead cluster's data)")
+    pid = directory / "postmaster.pid"
+    if pid.exists():
+        number = pid.read_text().split("\n", 1)[0].strip()
+        if number.isdigit() and FilePath(f"/proc/{number}").exists():
+            raise Refused(f"PostgreSQL runs on {directory} (pid {number}): stop the node first; nothing was changed")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    return directory.with_name(f"{directory.name}.before-restore-{stamp}")
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    """What the options ask for. Raises BadInput."""
+    given = {k: v for k in ("time", "lsn", "name", "xid") if (v := getattr(args, f"to_{k}"))}
+    if len(given) > 1 or (given and args.snapshot_only):
+        raise BadInput("give one of --to-time, --to-lsn, --to-name, --to-xid, --snapshot-only")
+    if args.snapshot_only:
+        return Target(TargetKind.SNAPSHOT)
+    if not given:
+        return Target(TargetKind.LATEST)
+    ((kind, text),) = given.items()
+    match kind:
+        case "time":
+            return at_time(text)
+        case "lsn":
+            try:
+                return Target(TargetKind.LSN, text, lsn=parse_lsn(text))
+            except ValueError as error:
+                raise BadInput(f"--to-lsn: {error}") from None
+        case "xid":
+            if not re.fullmatch(r"\d{1,10}", text):
+                raise BadInput(f"--to-xid: {text!r} is no transaction id")
+            return Target(TargetKind.XID, text)
+        case _:
+            return Target(TargetKind.NAME, text)
+
+
+def at_time(text: str) -> Target:
+    """A moment: ISO 8601, UTC when it names no zone. Raises BadInput."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"--to-time: {text!r} is no time, like 2026-11-29T14:30:00+01:00 (UTC without a zone)") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return Target(TargetKind.TIME, moment.isoformat(sep=" "), time=moment.timestamp())
+
+
+def plan_data(plan: RestorePlan, directory: FilePath) -> dict[str, object]:
+    return {
+        "snapshot": plan.snapshot.id,
+        "target": str(plan.target),
+        "timeline": plan.timeline,
+        "into": str(directory),
+        "warnings": list(plan.warnings),
+    }
