@@ -85,6 +85,7 @@ class Keeper:
         self.plan: Plan | None = None
         self.lease: LeaseProof | None = None
         self.authority_until = 0.0
+        self._grace_until = clock.boottime() + config.ttl_s / 2  # until a first proof can have been had
         self.looked_at = float("-inf")  # boottime of the last look
         self.memory = Memory()
         self.problem = ""
@@ -148,6 +149,7 @@ class Keeper:
         try:
             self.snap = await self._store.read()
             self.fresh = True
+            self.memory.forget_answered(self.snap)
         except StoreUnavailable as error:
             if self.fresh:
                 self._log.warning("etcd does not answer", extra={"error": str(error)})
@@ -237,6 +239,7 @@ class Keeper:
             window_s=self._config.ttl_s - self._config.margin_s,
             asynchronous=self.snap.spec.durability is Durability.ASYNC,
         )
+        self.authority_until = max(self.authority_until, self._grace_until)
         self._fence.arm(self.authority_until)
 
     def rearm(self) -> None:
