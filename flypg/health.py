@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cluster.model import NodeId, NodeReport, Phase, Rule, ServerState, Snapshot, View
 from cluster.quorum import needed
+from flypg.look import Looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,16 @@ def is_ready_voter(report: NodeReport | None, primary: NodeId) -> bool:
     )
 
 
-def ready_voters(snapshot: Snapshot, rule: Rule) -> frozenset[NodeId]:
-    return frozenset(n for n in rule.voters if is_ready_voter(snapshot.reports.get(n), rule.primary))
+def ready_voters(snapshot: Snapshot, rule: Rule, looks: Looks) -> frozenset[NodeId]:
+    """The voters that stream as far as etcd knows, and that answered if they were asked."""
+    return frozenset(
+        n for n in rule.voters if is_ready_voter(snapshot.reports.get(n), rule.primary) and not is_silent(n, looks)
+    )
+
+
+def is_silent(node: NodeId, looks: Looks) -> bool:
+    """Was it asked just now, and did not answer? Its report may be younger than its end."""
+    return node in looks and looks[node] is None
 
 
 def can_lead(snapshot: Snapshot, view: View, node: NodeId) -> bool:
@@ -40,7 +49,10 @@ def can_lead(snapshot: Snapshot, view: View, node: NodeId) -> bool:
     return member is not None and member.may_lead and in_region(snapshot, member.region)
 
 
-def failover_without_loss(snapshot: Snapshot) -> Answer:
+NOT_ASKED: Looks = {}
+
+
+def failover_without_loss(snapshot: Snapshot, looks: Looks = NOT_ASKED) -> Answer:
     """If the primary were lost this instant: could another node replace it, with every acknowledged write?"""
     view = snapshot.view
     if view is None:
@@ -54,7 +66,7 @@ def failover_without_loss(snapshot: Snapshot) -> Answer:
     for rule in view.rules:
         if rule.lone:
             return Answer(False, f"{rule.primary} acknowledges writes alone: no standby is known to have them")
-        ready = ready_voters(snapshot, rule)
+        ready = ready_voters(snapshot, rule, looks)
         short = needed(rule) - len(ready)
         if short > 0:
             silent = ", ".join(sorted(rule.voters - ready))
@@ -62,7 +74,7 @@ def failover_without_loss(snapshot: Snapshot) -> Answer:
     newest = view.rules[-1] if view.rules else None
     if newest is None:
         return Answer(False, "no rule is known")
-    candidates = sorted(n for n in ready_voters(snapshot, newest) if can_lead(snapshot, view, n))
+    candidates = sorted(n for n in ready_voters(snapshot, newest, looks) if can_lead(snapshot, view, n))
     if not candidates:
         return Answer(False, "no standby that is ready may become primary (region, nofailover or priority)")
     return Answer(True, f"{' or '.join(candidates)} would take over")

@@ -24,6 +24,7 @@ from pathlib import Path
 from cluster import settings
 from cluster.errors import CommandFailed
 from flypg.local_layout import HOST, EtcdMember, Layout, parse_layout
+from flypg.local_log import tail
 from flypg.local_processes import Process, is_alive, postmaster, recall, remember, running_from, send, start, wait_gone
 from flypg.local_programs import Programs, default_root, give, make_reachable, search_path
 from flypg.progress import Progress
@@ -33,6 +34,7 @@ PASSWORDS = ("SU_PASSWORD", "OPERATOR_PASSWORD", "REPL_PASSWORD")
 ETCD_START_S = 20.0
 STOP_S = 60.0  # an agent that hands over, then stops PostgreSQL in order
 KILL_S = 10.0
+HEAD_START_S = 10.0
 
 
 def root_of(named: str | None) -> Path:
@@ -184,9 +186,12 @@ def _wait_port(layout: Layout, member: EtcdMember) -> None:
 def start_nodes(layout: Layout, programs: Programs, only: str | None = None) -> list[str]:
     """Start the agents that do not run; returns their names."""
     words = passwords(layout)
-    started = []
-    for node in nodes(layout):
+    started: list[str] = []
+    last = last_primary(layout)
+    for node in sorted(nodes(layout), key=lambda node: node.name != last):
         if node.process is None and only in (None, node.name):
+            if started == [last]:
+                _wait_listening(layout, last)
             directory = layout.node_dir(node.name)
             directory.mkdir(exist_ok=True)
             directory.chmod(0o755 if programs.user else 0o700)
@@ -195,7 +200,16 @@ def start_nodes(layout: Layout, programs: Programs, only: str | None = None) -> 
             process = start(argv, env=env, log=layout.log(node.name), cwd=layout.root, user=None)
             remember(layout.pid_file(node.name), process)
             started.append(node.name)
-    return started
+    return sorted(started)
+
+
+def _wait_listening(layout: Layout, node: str) -> None:
+    """Give a primary a head start: standbys that come first find nobody listening there, and replace it."""
+    until = time.monotonic() + HEAD_START_S
+    while time.monotonic() < until and recall(layout.pid_file(node)) is not None:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, layout.ports(node).postgres), timeout=1):
+            return
+        time.sleep(0.05)
 
 
 def agent_environment(layout: Layout, node: str, words: Mapping[str, str]) -> dict[str, str]:
@@ -287,18 +301,30 @@ def stop_everything(layout: Layout, progress: Progress) -> list[str]:
 
     Standbys end first, all at once: the primary then ends last, and is the one that a later `up` starts with.
     """
-    standbys = [n for n in nodes(layout) if n.process is not None and _is_standby(layout.node_dir(n.name))]
-    for node in standbys:
-        if node.process is not None:
+    last = last_primary(layout)
+    running = [node for node in nodes(layout) if node.process is not None]
+    for node in running:
+        if node.process is not None and node.name != last:
             send(node.process, signal.SIGQUIT)
-    order = [n.name for n in standbys] + [name for name in layout.names if name not in {n.name for n in standbys}]
-    ran = [name for name in order if stop_node(layout, name, progress, how=signal.SIGQUIT)]
-    ran += ["etcd"] if stop_etcd(layout, progress) else []
-    return ran
+    ran = {node.name for node in running}
+    for name in sorted(layout.names, key=lambda name: name == last):
+        if stop_node(layout, name, progress, how=signal.SIGQUIT):
+            ran.add(name)
+    etcd = ["etcd"] if stop_etcd(layout, progress) else []
+    return sorted(ran) + etcd
 
 
-def _is_standby(directory: Path) -> bool:
-    return (directory / "pgdata" / "standby.signal").exists()
+def last_primary(layout: Layout) -> str | None:
+    """The node whose data was last started as a primary's; None when there is none, or it cannot be told."""
+    found = [n for n in layout.names if _was_primary(layout.node_dir(n) / "pgdata")]
+    return found[0] if len(found) == 1 else None
+
+
+def _was_primary(pgdata: Path) -> bool:
+    try:
+        return (pgdata / "PG_VERSION").exists() and not (pgdata / "standby.signal").exists()
+    except PermissionError:
+        return False
 
 
 def destroy(layout: Layout) -> None:
@@ -322,13 +348,3 @@ def grown(layout: Layout, wanted: int | None) -> Layout:
             f" n{layout.nodes}, then flypg node remove n{layout.nodes}"
         )
     return replace(layout, nodes=wanted)
-
-
-def tail(file: Path, lines: int) -> str:
-    """The last lines of a log; a sentence when there is none."""
-    try:
-        with file.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return f"(nothing logged yet in {file})"

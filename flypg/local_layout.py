@@ -106,6 +106,7 @@ class Layout:
             "FLYPG_HTTP_PORT": str(ports.http),
             "FLYPG_METRICS_PORT": str(ports.metrics),
             "FLYPG_STATS_PORT": str(ports.stats),
+            "FLYPG_LOG_FORMAT": "json",  # with times; `flypg local logs` prints it for people
             **dict(self.settings),
         }
 

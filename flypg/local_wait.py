@@ -52,7 +52,7 @@ def what_is_missing(snapshot: Snapshot, looks: Looks, wanted: Sequence[NodeId]) 
         started = [n for n in wanted if n in snapshot.reports]
         return "electing a sentinel" if started else "starting the agents"
     if view.phase is not Phase.OPEN or view.primary is None:
-        return _doing(snapshot, looks, view.primary) or f"{view.phase}: {view.why}"
+        return _doing(snapshot, looks, view.primary) if view.primary else f"{view.phase}: {view.why}"
     for node in wanted:
         report = snapshot.reports.get(node)
         if report is None:
@@ -81,11 +81,11 @@ def _may_vote(snapshot: Snapshot, report: NodeReport) -> bool:
     )
 
 
-def _doing(snapshot: Snapshot, looks: Looks, node: NodeId | None) -> str:
+def _doing(snapshot: Snapshot, looks: Looks, node: NodeId) -> str:
     """What a node is busy with, in a few words."""
-    report = snapshot.reports.get(node) if node else None
-    if node is None or report is None:
-        return f"{node or 'no node'}: waiting for its agent"
+    report = snapshot.reports.get(node)
+    if report is None:
+        return f"{node}: waiting for its agent"
     look = looks.get(node)
     if look is not None and look.progress:
         return f"{node}: {look.progress}"

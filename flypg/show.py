@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.model import Event, NodeId, NodeReport, Position, ServerState, Snapshot, View, format_lsn
-from flypg.health import complaints, failover_without_loss, role, serving, sync
+from flypg.health import complaints, failover_without_loss, is_silent, role, serving, sync
 from flypg.look import Looks, NodeLook, StandbyLag, lag_of
 
 COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 MISSING = "-"
+SILENT = "does not answer; this is what it last reported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def rows(snapshot: Snapshot, looks: Looks) -> list[NodeRow]:
         return [_row_without_view(report) for _, report in sorted(snapshot.reports.items())]
     nodes = {m.node for m in view.members} | set(snapshot.reports)
     first = looks.get(view.primary) if view.primary else None
-    made = [_row(snapshot, view, node, looks.get(node), first) for node in nodes]
+    made = [_row(snapshot, view, node, looks, first) for node in nodes]
     return sorted(made, key=lambda r: (r.node != view.primary, r.node))
 
 
@@ -62,8 +63,8 @@ def _row_without_view(report: NodeReport) -> NodeRow:
     return NodeRow(report.node, MISSING, report.state, report.member.region, None, None, None, "", complaints(report))
 
 
-def _row(snapshot: Snapshot, view: View, node: NodeId, look: NodeLook | None, primary: NodeLook | None) -> NodeRow:
-    report, member = snapshot.reports.get(node), view.member(node)
+def _row(snapshot: Snapshot, view: View, node: NodeId, looks: Looks, primary: NodeLook | None) -> NodeRow:
+    report, member, look = snapshot.reports.get(node), view.member(node), looks.get(node)
     is_primary = view.primary == node
     position = (look.position if look else None) or (report.position if report else None)
     lag = StandbyLag(None, None) if is_primary else lag_of(node, primary, look)
@@ -76,7 +77,7 @@ def _row(snapshot: Snapshot, view: View, node: NodeId, look: NodeLook | None, pr
         lag_bytes=lag.bytes,
         lag_s=lag.s,
         sync=sync(view, node),
-        problem=(look.problem if look else "") or complaints(report),
+        problem=(look.problem if look else "") or complaints(report) or (SILENT if is_silent(node, looks) else ""),
     )
 
 
@@ -90,7 +91,7 @@ def _state(report: NodeReport | None, look: NodeLook | None) -> str:
 
 def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, title: str, style: Style = PLAIN) -> str:
     """What `flypg status` prints."""
-    serves, safe = serving(snapshot), failover_without_loss(snapshot)
+    serves, safe = serving(snapshot), failover_without_loss(snapshot, looks)
     parts = [style("bold", title)]
     view = snapshot.view
     table = rows(snapshot, looks)
@@ -196,7 +197,7 @@ def event_lines(events: Iterable[Event]) -> str:
 
 def status_data(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, cluster: str) -> dict[str, object]:
     """What `flypg status --json` prints. Keys are only ever added."""
-    view, serves, safe = snapshot.view, serving(snapshot), failover_without_loss(snapshot)
+    view, serves, safe = snapshot.view, serving(snapshot), failover_without_loss(snapshot, looks)
     return {
         "cluster": cluster,
         "founded": view is not None,

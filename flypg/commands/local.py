@@ -15,6 +15,7 @@ from flypg import local
 from flypg.commands.change import confirm
 from flypg.commands.status import once, terminal_style
 from flypg.local_layout import DEFAULT_NODES, DEFAULT_PORT_BASE, HOST, Layout
+from flypg.local_log import readable, tail
 from flypg.local_processes import running_from
 from flypg.local_programs import require
 from flypg.local_wait import wait_healthy
@@ -107,7 +108,7 @@ async def _settle(
         dead = [node.name for node in local.nodes(layout) if node.process is None]
         text = f"not healthy: {lacking}"
         if dead:
-            text += f"\n{local.tail(layout.log(dead[0]), 12)}"
+            text += f"\n{tail(layout.log(dead[0]), 12)}"
             return Reply(Exit.FAILED, text)
         return Reply(
             Exit.TIMED_OUT, f"{text}\n(after {args.wait:g} s; it goes on in the background: flypg status --watch)"
@@ -231,13 +232,13 @@ def logs(args: argparse.Namespace) -> Reply:
         )
     file = layout.log(args.name)
     if not args.follow:
-        return done(local.tail(file, args.lines))
-    print(local.tail(file, args.lines), flush=True)
+        return done(tail(file, args.lines))
+    print(tail(file, args.lines), flush=True)
     with file.open("r", errors="replace") as log:
         log.seek(0, os.SEEK_END)
         while True:
-            if text := log.read():
-                print(text, end="", flush=True)
+            if line := log.readline():
+                print(readable(line), flush=True)
             else:
                 time.sleep(0.2)
 
