@@ -190,7 +190,7 @@ def start_nodes(layout: Layout, programs: Programs, only: str | None = None) -> 
     last = last_primary(layout)
     for node in sorted(nodes(layout), key=lambda node: node.name != last):
         if node.process is None and only in (None, node.name):
-            if started == [last]:
+            if last is not None and started == [last]:
                 _wait_listening(layout, last)
             directory = layout.node_dir(node.name)
             directory.mkdir(exist_ok=True)

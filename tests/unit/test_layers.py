@@ -29,7 +29,14 @@ DOORS = {
     "psycopg": ("postgres/", "chaos/"),  # chaos is a client like any other
     "boto3": ("backups/objects.py",),
     "botocore": ("backups/objects.py",),
-    "subprocess": ("postgres/command.py", "agent/routing/", "agent/fence.py", "chaos/", "flypg/local"),
+    "subprocess": (
+        "postgres/command.py",
+        "agent/routing/",
+        "agent/fence.py",
+        "chaos/",
+        "flypg/local",
+        "flypg/editor.py",
+    ),
 }
 PROCESS_STARTERS = {"create_subprocess_exec", "create_subprocess_shell"}  # asyncio's own way round `subprocess`
 IMPURE = {"asyncio", "time", "os", "random", "logging", "subprocess", "socket"}
