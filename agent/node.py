@@ -102,7 +102,7 @@ class Node:
             restart_routing=self.restart_routing,
             ttl_s=parts.ttl_s,
         )
-        self.http = HttpServer(parts.http, self.provider)
+        self.http = HttpServer(parts.http, self.provider, parts.version)
         self._routed: object = None
 
     def _changed(self) -> None:

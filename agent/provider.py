@@ -11,7 +11,7 @@ from cluster.clock import Clock
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, NodeId, Snapshot
 from cluster.store import OperatorStore
-from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolStats, StoreStats
+from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolerStats, StoreStats
 from postgres.config import InstanceConfig
 from postgres.connection import Connection, connect_local, connect_remote
 from postgres.instance import InstanceState
@@ -93,7 +93,7 @@ class NodeProvider:
     def backup_stats(self) -> BackupStats | None:
         return None
 
-    def pool_stats(self) -> tuple[PoolStats, ...] | None:
+    def pool_stats(self) -> PoolerStats | None:
         return None
 
     def store(self) -> OperatorStore:

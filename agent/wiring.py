@@ -19,6 +19,7 @@ from cluster.etcd_store import EtcdStore
 from cluster.model import Member
 from cluster.settings import Settings
 from healthchecks.config import HttpConfig
+from healthchecks.settings import configured
 from postgres.command import account
 from postgres.config import InstanceConfig, Passwords
 
@@ -101,7 +102,7 @@ def assemble(settings: Settings) -> Parts:
         store=store,
         instance=instance,
         haproxy=haproxy,
-        http=http,
+        http=configured(http, settings.values),
         state_file=base / "state.json",
         ttl_s=settings.lease_ttl_s,
         renew_s=settings.lease_renew_s,

@@ -83,6 +83,7 @@ FOREIGN = (
     "FLYPG_WAL_",
     "FLYPG_S3_",
     "FLYPG_CHECK_",
+    "FLYPG_METRICS_",
     "FLYPG_POOL_",
     "FLYPG_TLS_",
     "FLYPG_LOCAL_",
