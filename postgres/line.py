@@ -49,12 +49,16 @@ def _refused(error: OSError) -> bool:
 
 
 class Line:
-    """An open connection."""
+    """An open connection. Its end is noticed at once, also between questions."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._descriptor = connection.pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._loop.add_reader(self._descriptor, self._hear)
 
     @classmethod
     async def open(cls, host: str, port: int, credentials: Mapping[str, str], timeout_s: float) -> Line | None:
@@ -70,45 +74,50 @@ class Line:
                 return cls(await psycopg.AsyncConnection.connect(host=host, port=port, autocommit=True, **parameters))
         return None
 
-    async def ping(self) -> bool:
-        """Ask something trivial. True: answered. False: the connection has ended. Waits for as long as that takes."""
+    def ask(self) -> None:
+        """Send a trivial statement; `answer` waits for its result."""
         try:
             self._pgconn.send_query(b"SELECT 1")
             self._pgconn.flush()  # a few bytes always fit
-            while True:
-                while self._pgconn.is_busy():
-                    await self._readable()
-                    self._pgconn.consume_input()
+        except psycopg.Error:
+            self._ended = True
+
+    async def answer(self, within_s: float | None = None) -> bool | None:
+        """True: it came. False: the connection has ended. None: not within this time; may be called again."""
+        while not self._ended:
+            if not self._pgconn.is_busy():
                 if self._pgconn.get_result() is None:
                     return True
-        except psycopg.Error:
-            return False
+            elif not await self._news(within_s):
+                return None
+        return False
 
     async def idle(self, pause_s: float) -> bool:
         """Pause; False as soon as the connection has ended."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._readable()
-                try:
-                    self._pgconn.consume_input()
-                except psycopg.Error:
-                    return False
-        return True
+        await self._news(pause_s)
+        return not self._ended
 
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        came: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            loop.remove_reader(self._descriptor)
-            if not came.done():
-                came.set_result(None)
-
-        loop.add_reader(self._descriptor, wake)
+    async def _news(self, within_s: float | None) -> bool:
+        """Wait for something to arrive. False: nothing did within this time."""
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_later(within_s, waiter.cancel) if within_s is not None else None
         try:
-            await came
+            await asyncio.wait({waiter})
+            return not waiter.cancelled()
         finally:
-            loop.remove_reader(self._descriptor)
+            if timer is not None:
+                timer.cancel()
+            self._waiter = None
+
+    def _hear(self) -> None:
+        try:
+            self._pgconn.consume_input()
+        except psycopg.Error:
+            self._ended = True
+            self._loop.remove_reader(self._descriptor)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def close(self) -> None:
+        self._loop.remove_reader(self._descriptor)
         self._pgconn.finish()

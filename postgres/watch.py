@@ -149,29 +149,31 @@ class _OneWatch:
             line.close()
 
     async def _answers(self, line: Line) -> bool:
-        ping = asyncio.create_task(line.ping())
+        """Does the open connection answer? False too when only a new one does."""
+        line.ask()
+        began = self._clock()
+        if (answered := await line.answer(LATE_S)) is not None:
+            return answered
+        self._evidence.waited(self._clock() - began)
+        late = asyncio.create_task(line.answer())
         try:
-            began = self._clock()
-            await asyncio.wait({ping}, timeout=LATE_S)
-            if not ping.done():
-                self._evidence.waited(self._clock() - began)
-            while not ping.done():
-                answer = await self._ask_new(ping)
+            while not late.done():
+                answer = await self._ask_new(late)
                 if answer is Probe.ANSWERED:
                     self._conclude(self._evidence.answered())
-                    await asyncio.wait({ping}, timeout=NEW_ANSWER_S)
-                    return ping.done() and ping.result()
-                await self._look(LOOK_S, ping, refused=answer is Probe.REFUSED)
-            return ping.result()
+                    await asyncio.wait({late}, timeout=NEW_ANSWER_S)
+                    return late.done() and late.result() is True
+                await self._look(LOOK_S, late, refused=answer is Probe.REFUSED)
+            return late.result() is True
         finally:
-            await _end(ping)
+            await _end(late)
 
-    async def _ask_new(self, ping: asyncio.Task[bool] | None = None) -> Probe:
-        """Ask in a new connection; what that takes counts as silence. Given up when `ping` comes back meanwhile."""
+    async def _ask_new(self, late: asyncio.Task[bool | None] | None = None) -> Probe:
+        """Ask in a new connection; what that takes counts as silence. Given up when `late` comes back meanwhile."""
         asking = asyncio.create_task(probe(self._target.host, self._target.port, NEW_ANSWER_S))
         try:
-            while not asking.done() and not (ping is not None and ping.done()):
-                await self._look(LOOK_S, asking, *([ping] if ping is not None else []))
+            while not asking.done() and not (late is not None and late.done()):
+                await self._look(LOOK_S, asking, *([late] if late is not None else []))
             return asking.result() if asking.done() else Probe.NOTHING
         finally:
             await _end(asking)
