@@ -109,6 +109,8 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _start(snap, view, local, upstream)
+    if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream:
+        return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
     if inst.run is Run.STARTING:
         return Plan(None, "PostgreSQL is starting", soon=True)
     if inst.run is Run.HUNG:
@@ -160,7 +162,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
         return Plan(None, f"a copy begins when term {view.term} is open")
     if control is not None and control.clean_primary:
-        end: Position | None = Position(control.timeline, control.checkpoint + 1)
+        end: Position | None = control.stopped_at
     else:
         end = local.known_end
     if end is not None and not on_line(view.branches, end, view.timeline):
@@ -173,6 +175,8 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
         return Plan(Rewind(upstream), f"its WAL ended at {end}, beyond the fork of timeline {view.timeline}")
     if control is not None and control.clean_primary:
         return Plan(StartStandby(upstream), f"stopped in order at {end}: it follows {upstream.node}")
+    if local.disk.floor is not None:  # rewound or copied: alone it might never have enough WAL to let anybody in
+        return Plan(StartStandby(upstream), f"it needs WAL up to {local.disk.floor} from {upstream.node}")
     return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
 
 
@@ -204,7 +208,8 @@ def _requests(snap: Snapshot, view: View, local: Local) -> Plan | None:
     for request in snap.requests:
         if request.node != local.me or request.outcome or view.phase is not Phase.OPEN:
             continue
-        if request.kind is RequestKind.RESTART and local.restart is None and inst.run is Run.UP:
+        begun = local.restart is not None and local.restart.stopped
+        if request.kind is RequestKind.RESTART and not begun and inst.run is Run.UP:
             return Plan(Restart(request.id), f"restart, asked for by {request.asked_by}")
         if request.kind is RequestKind.RECLONE and not local.disk.copying:
             source = snap.reports.get(view.primary) if view.primary else None

@@ -366,6 +366,18 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         local("a", down(job=Job(JobKind.REWIND, False, "no common ancestor")), known_end=at(901)),
         Copy(upstream(B, NEXT)),
     ),
+    (
+        "a node that was rewound needs WAL from the primary before it lets anybody in",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", down("in archive recovery"), disk=disk(NEXT, floor=at(950, 4))),
+        StartStandby(upstream(B, NEXT)),
+    ),
+    (
+        "started detached, it would wait for that WAL for ever",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4))),
+        Stop(fast=False),
+    ),
     ("attached, but the gate is closed", snap(), local("b", as_standby(gate_open=False)), OpenGate()),
     (
         "it follows the term, not only the node",
@@ -375,6 +387,12 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     ),
     ("it promised more: it does not follow", snap(), local("b", as_standby(), disk=disk(NEXT)), None),
     ("a second primary stops at once", snap(), local("b", as_primary()), Stop(fast=False)),
+    (
+        "a restart that could not be announced is tried again",
+        snap(view(), primary(), standby(B), Request("r3", RequestKind.RESTART, B, "ann")),
+        local("b", as_standby(), restart=RestartUnderWay("r3")),
+        Restart("r3"),
+    ),
     (
         "copied afresh by hand: stop first",
         snap(view(), primary(), standby(B), Request("r4", RequestKind.RECLONE, B, "ann")),
