@@ -85,6 +85,11 @@ class Memory:
             self.last_job_failed = now
         self._failed_job = failed
 
+    def forget_answered(self, snap: Snapshot) -> None:
+        """A restart whose request was answered by somebody else, or is gone, is not announced any more."""
+        if self.restart is not None and not any(r.id == self.restart.request and not r.outcome for r in snap.requests):
+            self.restart = None
+
     def forget_server(self) -> None:
         """Nothing that was proven of the last server is true of the next."""
         self.applied = None
