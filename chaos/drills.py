@@ -92,6 +92,7 @@ DRILLS = {
         _of("freeze-etcd", 0.0, failovers=(0,), hold_s=60.0),
         _of("kill-etcd", 0.0, failovers=(0,), hold_s=60.0),
         _of("kill-etcd-leader", 0.5, failovers=(0,)),
+        _of("kill-etcd-member", 0.5, failovers=(0,)),
         _of("freeze-etcd-leader", 0.5, failovers=(0,)),
         _of("kill-standby", 0.5, failovers=(0,)),
         _of("freeze-standby", 0.5, failovers=(0,)),

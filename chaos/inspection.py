@@ -22,7 +22,10 @@ TIMELINE = (
     " CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())"
     " ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END)"
 )
-HISTORY = "SELECT coalesce(pg_read_file(format('pg_wal/%s.history', lpad(upper(to_hex($1::int)), 8, '0')), true), '')"
+HISTORY = (
+    "SELECT coalesce(pg_read_file(format('pg_wal/%s.history', lpad(upper(to_hex($1::int)), 8, '0')), 0, 99999, true),"
+    " '')"
+)
 TABLES = (
     "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables"
     " WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"

@@ -37,10 +37,10 @@ class WireError(Exception):
         return not self.sent or self.sqlstate.startswith(DEFINITE)
 
 
-def _last_words(raw: bytes) -> str:
-    text = raw.decode(errors="replace").strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+def _first_words(raw: bytes) -> str:
+    """libpq's first line says what happened, the others guess why."""
+    lines = [line.strip() for line in raw.decode(errors="replace").splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
 
 
 def _wait(conn: PGconn, *, write: bool, until: float, sent: bool, what: str) -> None:
@@ -110,11 +110,12 @@ class Wire:
                     rows = _texts(result)
                 elif result.status != pq.ExecStatus.COMMAND_OK:
                     state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-                    failure = WireError(_last_words(result.error_message), sent=True, sqlstate=state)
+                    told = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+                    failure = WireError(_first_words(told), sent=True, sqlstate=state)
                     if conn.status != pq.ConnStatus.OK:
                         break
         except psycopg.Error as error:
-            raise WireError(_last_words(str(error).encode()), sent=True) from error
+            raise WireError(_first_words(str(error).encode()), sent=True) from error
         if failure is not None:
             raise failure
         return rows
@@ -136,7 +137,7 @@ def connect(conninfo: str, *, timeout_s: float) -> Wire:
             _wait(conn, write=status == pq.PollingStatus.WRITING, until=until, sent=False, what="connect")
             status = pq.PollingStatus(conn.connect_poll())
         if status == pq.PollingStatus.FAILED:
-            raise WireError(_last_words(conn.error_message), sent=False)
+            raise WireError(_first_words(conn.error_message), sent=False)
         conn.nonblocking = 1
     except psycopg.Error as error:
         conn.finish()

@@ -43,7 +43,8 @@ class Job:
     log: str
     every_ms: float = 3.0
     fresh_every_ms: float = 20.0
-    timeout_ms: float = 1000.0
+    timeout_ms: float = 1000.0  # of a statement
+    connect_ms: float = 2000.0  # longer: routers hold new connections while a primary is being chosen
     first_id: int = 1
     prefix: str = ""  # before the names of the clients
 
@@ -74,13 +75,12 @@ class Client:
 
     def _one(self) -> Write:
         number, self._id = self._id, self._id + 1
-        timeout_s = self._job.timeout_ms / 1000
         invoked = time.monotonic()
+        connect_s = self._job.connect_ms / 1000
         try:
             if self._wire is None:
-                self._wire = connect(self._job.endpoints[self._endpoint], timeout_s=timeout_s)
-            left = max(0.05, timeout_s - (time.monotonic() - invoked))
-            ((server, timeline),) = self._wire.execute(INSERT, [number], timeout_s=left)
+                self._wire = connect(self._job.endpoints[self._endpoint], timeout_s=connect_s)
+            ((server, timeline),) = self._wire.execute(INSERT, [number], timeout_s=self._job.timeout_ms / 1000)
         except WireError as error:
             outcome = Outcome.FAIL if error.definite else Outcome.UNKNOWN
             self._drop()
