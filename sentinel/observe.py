@@ -18,6 +18,7 @@ class Observations:
     verdicts: tuple[tuple[NodeId, Verdict, float], ...] = ()  # what each node says of the primary, since when
     unattached: tuple[tuple[NodeId, float], ...] = ()  # members that the primary does not see streaming, since when
     restarting_since: float | None = None  # the primary has announced a restart
+    given_since: float | None = None  # the primary of an open term has promised a later one
     silent_failover_at: float | None = None  # when a failover without first-hand evidence was last begun
 
     def absent_for(self, node: NodeId, now: float) -> float:
@@ -59,6 +60,8 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
                 unattached.append((node, unattached_since.get(node, now)))
 
     restarting = primary is not None and primary.restarting
+    own = snap.promises.get(view.primary) if view.primary is not None else None
+    given = own is not None and own.term > view.term
     silent_at = before.silent_failover_at
     if (
         before.stage
@@ -77,5 +80,6 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
         restarting_since=(before.restarting_since if before.restarting_since is not None else now)
         if restarting
         else None,
+        given_since=(before.given_since if before.given_since is not None else now) if given else None,
         silent_failover_at=silent_at,
     )

@@ -29,7 +29,7 @@ from sentinel.observe import Observations
 from sentinel.terms import promote, revoke
 
 PREPARE_MAX_S = 60.0  # a CHECKPOINT may take long on a busy primary
-SETTLE_S = 1.0  # the target's promise follows the primary's within this, or the term is opened without a target
+SETTLE_S = 2.0  # the target's promise follows the primary's within this, or the term is opened without a target
 
 
 def begin(view: View, snap: Snapshot, request: Request) -> Decision:
@@ -94,10 +94,12 @@ def proceed(view: View, snap: Snapshot, seen: Observations, now: float) -> Decis
         if age_s > PREPARE_MAX_S:
             return call_off(view, f"{primary} was not prepared within {PREPARE_MAX_S:g} s")
         return wait(f"{primary} prepares for the switchover to {handover.target}")
-    return _stopped(view, snap, age_s)
+    given_s = now - seen.given_since if seen.given_since is not None else 0.0
+    return _stopped(view, snap, age_s, given_s)
 
 
-def _stopped(view: View, snap: Snapshot, age_s: float) -> Decision:
+def _stopped(view: View, snap: Snapshot, age_s: float, given_s: float) -> Decision:
+    """`age_s`: since clients are held. `given_s`: since the primary's promise was seen."""
     handover, primary = view.handover, view.primary
     assert handover is not None and primary is not None
     given = snap.promises.get(primary)
@@ -133,7 +135,7 @@ def _stopped(view: View, snap: Snapshot, age_s: float) -> Decision:
             ),
             text,
         )
-    if age_s > SETTLE_S and (taken is None or taken.term != term or age_s > snap.spec.hold_max_s):
+    if given_s > SETTLE_S:
         text = f"switchover to {handover.target} failed: it has not reached the end of {primary} at {given.position}"
         return Decision(
             PutView(revoke(view, snap, text), "failover", text, primary, ((handover.request, f"refused: {text}"),)),

@@ -412,7 +412,7 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
             promise(A, 900),
             promise(B, 899),
         ),
-        0.5,
+        1.9,
         waits,
     ),
     (
@@ -424,7 +424,7 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
             SWITCH,
             promise(A, 900),
         ),
-        2,
+        2.1,
         revokes,
     ),
     (
