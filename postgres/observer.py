@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.errors import FlypgError, PostgresUnavailable
 from cluster.model import Position, parse_lsn
-from postgres import command, queries
+from postgres import command, queries, server_log
 from postgres.connection import NotAccepting, postmaster_answers
 from postgres.controldata import HEAD, ControlData, parse, peek
 from postgres.detach import furthest, identify
@@ -29,6 +29,7 @@ STALLED_S = 5.0
 REIDENTIFY_S = 10.0
 PENDING_EVERY_S = 30.0
 WAL_PAGE = 8192
+SEGMENT_BYTES = 16 << 20  # without room for one a server that died cannot go on
 FULL_BYTES = 1 << 20  # less than this and writes fail for lack of space, or are about to
 
 
@@ -72,6 +73,7 @@ class Observer:
         self._parts = parts
         self._memory = _Memory()
         self._probe: asyncio.Task[bool] | None = None
+        self.logged: tuple[Path | None, int] = (None, 0)  # where the log ended before the last start
         self._control_at: tuple[int, int] | None = None
         self._control: ControlData | None = None
 
@@ -193,15 +195,24 @@ class Observer:
         stuck_s = now - memory.stuck_since
         return f"flush stalled: no WAL has reached the disk for {stuck_s:.0f} s" if stuck_s >= STALLED_S else ""
 
-    def full_volume(self, *, dead: bool = False) -> str:
-        """Evidence that writes fail for lack of space. `dead`: the postmaster has ended; WAL then needs whole
-        segments."""
+    def full_volume(self) -> str:
+        """Evidence that a running server cannot write for lack of space. Nearly full is not meant."""
         pgdata = self._parts.config.pgdata
         with contextlib.suppress(OSError):
-            if free_bytes(pgdata / "pg_wal") < (32 << 20 if dead else FULL_BYTES):
-                return "WAL volume full"
             if free_bytes(pgdata) < FULL_BYTES:
                 return "data volume full"
+        return ""
+
+    def why_it_died(self) -> str:
+        """What its log and its volume say about its death, when that speaks against starting it again; else ""."""
+        with contextlib.suppress(OSError):
+            words = server_log.since(self._parts.config.log, self.logged)
+            if server_log.NO_SPACE in server_log.reason(words):
+                return "WAL volume full"
+            if free_bytes(self._parts.config.pgdata / "pg_wal") < SEGMENT_BYTES:
+                return "WAL volume full"
+            if "could not fsync" in server_log.reason(words):
+                return "fsync failing"
         return ""
 
     def settings_changed(self) -> None:

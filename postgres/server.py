@@ -16,7 +16,7 @@ from dataclasses import replace
 from cluster.clock import Clock
 from cluster.errors import FlypgError, InstanceError
 from cluster.model import NodeId, Position, Rule, Upstream
-from postgres import command, promotion, queries, rules, settings, slots
+from postgres import command, promotion, queries, rules, server_log, settings, slots
 from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, Dynamic, InstanceConfig, standby_names
 from postgres.connection import Session, bounded, connect_remote, helper
@@ -94,7 +94,7 @@ class LocalInstance:
             upstream=files.dynamic.upstream,
             gate_open=files.gate_open and not down,
             names=files.dynamic.names,
-            fault=seen.fault or (self._observer.full_volume(dead=True) if died else ""),
+            fault=seen.fault or (self._observer.why_it_died() if died else ""),
             data_generation=files.generation,
             settings_generation=files.fingerprint,
         )
@@ -163,8 +163,7 @@ class LocalInstance:
     async def start_primary(self, rule: Rule) -> None:
         files = self._parts.files
         if self._parts.postmaster.find() is not None:
-            look = await self._parts.session.ask(queries.look)
-            if look.in_recovery:
+            if (self.config.pgdata / "standby.signal").exists():
                 raise InstanceError("it runs as a standby already: promote it")
             return
         await self._before_start()
@@ -177,7 +176,7 @@ class LocalInstance:
         """Nothing of an earlier server may be left, and there must be data."""
         self._must_be_down("a start")
         found = await self._observer.control()
-        if found is None:
+        if found is None or self._data() is not Data.PRESENT:
             raise InstanceError("there is no complete data directory to start")
         await end_leftovers(self.config.pgdata)
         socket_lock = self.config.run / f".s.PGSQL.{self.config.port}.lock"
@@ -190,6 +189,8 @@ class LocalInstance:
         parts, config = self._parts, self.config
         await parts.session.drop()
         parts.files.set_mark("started")
+        logged = server_log.mark(config.log)
+        self._observer.logged = logged
         output = config.log / "start.log"
         pid = command.spawn(
             [config.binaries / "postgres", "-D", config.pgdata, "-c", f"config_file={parts.files.main_path}"],
@@ -199,10 +200,11 @@ class LocalInstance:
         )
         parts.postmaster.watch(pid)
         deadline = parts.clock.boottime() + LAUNCHED_S
-        while read_or_empty(config.pgdata / "postmaster.pid").partition("\n")[0].strip() != str(pid):
+        while not _launched(read_or_empty(config.pgdata / "postmaster.pid"), pid):
             if parts.postmaster.find() is None:
-                said = command.last_words(await asyncio.to_thread(output.read_bytes))
-                raise InstanceError(f"PostgreSQL did not start: {said or 'it said nothing; see its log'}")
+                await asyncio.sleep(0.1)  # its logger writes the last words
+                said = server_log.reason(read_or_empty(output) + server_log.since(config.log, logged))
+                raise InstanceError(f"PostgreSQL did not start: {said or f'see {config.log}'}")
             if parts.clock.boottime() > deadline:
                 return  # slow, not dead: it is seen to start
             await asyncio.sleep(0.005)
@@ -290,6 +292,12 @@ class LocalInstance:
             return await bounded(connection, queries.position(connection), 5.0)
         finally:
             await connection.close()
+
+
+def _launched(pid_file: str, pid: int) -> bool:
+    """Has this postmaster opened its sockets? It notes its status in line 8 after that."""
+    lines = pid_file.splitlines()
+    return len(lines) >= 8 and lines[0].strip() == str(pid)
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import shutil
@@ -18,6 +19,7 @@ import psycopg
 from cluster.clock import SystemClock
 from cluster.model import NodeId, Rule, Upstream, lone_rule
 from postgres.config import InstanceConfig, Passwords
+from postgres.files import free_bytes
 from postgres.instance import InstanceState, Run
 from postgres.process import processes_of
 from postgres.server import LocalInstance
@@ -31,6 +33,27 @@ PATIENCE_S = 30.0
 def binaries_missing() -> str:
     """Why tests with a real PostgreSQL cannot run here; "" when they can."""
     return "" if (BINARIES / "postgres").exists() else f"no PostgreSQL 15 in {BINARIES}"
+
+
+_template: Path | None = None
+
+
+def short_directory(prefix: str = "fp") -> Path:
+    """A directory with a short path, for the sockets, that the server's user can enter; in memory if there is room."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and free_bytes(memory) > 2 << 30
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else "/tmp"))
+    directory.chmod(0o755)
+    return directory
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy a data directory with its owner."""
+    shutil.copytree(source, target, symlinks=True)
+    for path in (source, *source.rglob("*")):
+        stat = path.lstat()
+        os.chown(target / path.relative_to(source), stat.st_uid, stat.st_gid, follow_symlinks=False)
+    target.chmod(0o700)
 
 
 @dataclass
@@ -120,25 +143,43 @@ class Servers:
         self._extra.append(other)
         return other
 
+    async def _founded(self, node: Node) -> None:
+        """Data with users in it: made by initdb once per process, copied after that."""
+        global _template
+        if _template is None:
+            await node.instance.begin_initdb()
+            state = await node.until(lambda s: s.job is not None and not s.job.running)
+            assert state.job is not None and not state.job.error, state.job
+            await node.instance.start_primary(lone_rule(1, node.name))
+            await node.until(up, "never came up")
+            await node.instance.ensure_roles()
+            await node.instance.stop(fast=True)
+            await node.until(lambda s: s.run is Run.DOWN)
+            _template = short_directory("fpt")
+            atexit.register(shutil.rmtree, _template, ignore_errors=True)
+            await asyncio.to_thread(_copy_tree, node.config.pgdata, _template / "pgdata")
+        else:
+            await asyncio.to_thread(_copy_tree, _template / "pgdata", node.config.pgdata)
+
     async def primary(self, rule: Rule | None = None, **changes: object) -> Node:
         """A new primary, by default alone in term 1, with its gate open and the users created."""
         node = self.add(**changes)
-        await node.instance.begin_initdb()
-        state = await node.until(lambda s: s.job is not None and not s.job.running)
-        assert state.job is not None and not state.job.error, state.job
+        await self._founded(node)
         await node.instance.start_primary(rule or lone_rule(1, node.name))
         await node.until(up, "never came up")
-        await node.instance.ensure_roles()
         await node.instance.set_gate(open=True)
         return node
 
-    async def standby(self, source: Node, term: int = 1, **changes: object) -> Node:
-        """A copy of `source` that streams from it."""
+    async def standby(self, source: Node, term: int = 1, *, copy: bool = False, **changes: object) -> Node:
+        """A standby that streams from `source`: made of the same beginning, or a real copy."""
         node = self.add(**changes)
         await source.instance.keep_slots(frozenset(n.name for n in self.nodes))
-        await node.instance.begin_copy(source.upstream(term))
-        state = await node.until(lambda s: s.job is not None and not s.job.running)
-        assert state.job is not None and not state.job.error, state.job
+        if copy:
+            await node.instance.begin_copy(source.upstream(term))
+            state = await node.until(lambda s: s.job is not None and not s.job.running)
+            assert state.job is not None and not state.job.error, state.job
+        else:
+            await self._founded(node)
         await node.instance.start_standby(source.upstream(term))
         await node.until(lambda s: s.streaming, "never streamed")
         return node
@@ -162,8 +203,7 @@ class Servers:
 @contextlib.asynccontextmanager
 async def servers() -> AsyncIterator[Servers]:
     """Servers for one test; none of their processes and files is left behind."""
-    directory = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))  # short, for the sockets; the server's user gets in
-    os.chmod(directory, 0o755)
+    directory = short_directory()
     made = Servers(directory)
     try:
         yield made
