@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cluster.errors import FlypgError, PostgresUnavailable
 from cluster.model import Position, parse_lsn

@@ -1,4 +1,4 @@
-"""The last words of a PostgreSQL that did not start or died: its own log says why, better than anything we could guess."""
+"""The last words of a PostgreSQL that did not start or died: its own log says why, better than any guess."""
 
 from __future__ import annotations
 
