@@ -310,6 +310,12 @@ class Spec:
     read_max_lag_bytes: int = 16 << 20  # standbys further behind get no reads from the read port
     parameters: tuple[tuple[str, str], ...] = ()  # PostgreSQL settings, sorted by name
     hba: tuple[str, ...] = ()  # pg_hba lines, instead of the default for clients
+    pool_mode: str = "session"  # a word of cluster.pool.PoolMode
+    pool_modes: str = ""  # databases that differ: "shop=transaction,etl=session"
+    pool_plan: str = "starter"  # one of cluster.pool.PLANS
+    pool_clients: int = 0  # client connections of each pooler; 0: as the plan says
+    pool_connections: int = 0  # connections of all poolers to the primary, per database; 0: as the plan says
+    pool_reserve: int = -1  # of these, kept in reserve; -1: as the plan says
 
 
 @dataclass(frozen=True, slots=True)

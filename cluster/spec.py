@@ -17,6 +17,7 @@ from typing import Any
 from cluster.amounts import parse_bytes, parse_seconds
 from cluster.errors import SettingsError
 from cluster.model import Durability, Spec
+from cluster.pool import PLANS, PoolMode, parse_modes, render_modes
 
 PARAMETERS = "parameters"
 PARAMETER = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?\Z")
@@ -80,6 +81,23 @@ def _bytes(text: str) -> int:
     return value
 
 
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(text)
+
+    return read
+
+
+def _modes(text: str) -> str:
+    return render_modes(parse_modes(text))
+
+
+def _reserve(text: str) -> int:
+    return -1 if text == "-1" else _whole(0, 10_000)(text)
+
+
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
@@ -103,6 +121,16 @@ WISHES: Mapping[str, Wish] = {
         _duration(60, 366 * 86400, or_zero=True), "a node that is gone for so long is removed; 0: never"
     ),
     "read_max_lag_bytes": Wish(_bytes, "standbys further behind get no connections from the read port"),
+    "pool_mode": Wish(
+        _choice(*PoolMode), "pooled clients keep a connection for a session (everything works) or a transaction"
+    ),
+    "pool_modes": Wish(_modes, "databases with another mode, like shop=transaction,etl=session"),
+    "pool_plan": Wish(_choice(*PLANS), "sizes of the pools by plan: " + ", ".join(PLANS)),
+    "pool_clients": Wish(_whole(0, 100_000), "client connections to each node's pooler; 0: as the plan says"),
+    "pool_connections": Wish(
+        _whole(0, 10_000), "connections of all poolers together to one database; 0: as the plan says"
+    ),
+    "pool_reserve": Wish(_reserve, "of these, kept for clients that have waited 3 s; -1: as the plan says"),
     "hba": Wish(_lines, "pg_hba.conf lines for clients, first match wins; none: the default"),
 }
 DEFAULT = Spec()
