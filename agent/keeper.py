@@ -7,7 +7,7 @@ cut it off anywhere. It is simply run again.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from agent.execute import Memory, Performer
@@ -187,7 +187,11 @@ class Keeper:
         )
 
     async def _tell(self, inst: InstanceState) -> None:
-        """Write the report when something changed that somebody acts on."""
+        """Write the report when something changed that somebody acts on, or when etcd shows another one: a write of
+        ours that was given up may have been applied late, over a newer one."""
+        if self.fresh and self.snap is not None and self._told is not None:
+            if worth_telling(self.snap.reports.get(self.member.node), self._told):
+                self._told = None
         report = make_report(
             self.member, inst, self.snap, self.memory, self._watch.answer(), self._told, self.problem, self._config
         )
@@ -248,7 +252,7 @@ class Keeper:
             self._arm(self.seen)
 
     def _journal(self, plan: Plan) -> None:
-        if self.plan is None or replace(plan, soon=False) != replace(self.plan, soon=False):
+        if self.plan is None or (plan.step, plan.why) != (self.plan.step, self.plan.why):
             name = type(plan.step).__name__ if plan.step is not None else "wait"
             self._log.info("plan", extra={"step": name, "why": plan.why})
         self.plan = plan

@@ -125,4 +125,4 @@ def worth_telling(before: NodeReport | None, report: NodeReport) -> bool:
     """Did anything change that somebody acts on? A position alone moves all the time."""
     if before is None:
         return True
-    return replace(before, position=None) != replace(report, position=None)
+    return before != report and replace(before, position=report.position) != report

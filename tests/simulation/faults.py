@@ -183,7 +183,7 @@ class Faults:
         view = sim.store.view
         if self.wiped or not sim.checker.quorum or view is None or view.primary is None or not view.rules:
             return nothing
-        if any(rule.lone or node.name in rule.voters and rule.k > 1 for rule in view.rules):
+        if any(rule.lone or (node.name in rule.voters and rule.k > 1) for rule in view.rules):
             return nothing
         others = [n for n in sim.nodes.values() if n is not node]
         if not any(n.member.may_lead for n in others):

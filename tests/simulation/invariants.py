@@ -159,7 +159,9 @@ class Checker:
         if self.quorum:
             lost = self.must_keep.difference(server.wal)
             if lost:
-                self.world.violated(f"{server.node} was {what} without {len(lost)} acknowledged writes: {sorted(lost)[:5]}")
+                self.world.violated(
+                    f"{server.node} was {what} without {len(lost)} acknowledged writes: {sorted(lost)[:5]}"
+                )
 
     def acknowledged(self, server: Server, count: int, record: int, kind: str) -> None:
         view = self.sim.store.view
@@ -235,7 +237,11 @@ class Checker:
                     self.world.violated(f"{server.node} still serves as primary of term {server.acting_term}")
             elif server.recovery and now - quiet_since > SERVE_SLACK_S and node.attentive:
                 primary = self.sim.ledger.servers[view.primary]
-                if not self.sim.store.spec.paused and primary.acting_term == view.term and server.is_forked_from(primary):
+                if (
+                    not self.sim.store.spec.paused
+                    and primary.acting_term == view.term
+                    and server.is_forked_from(primary)
+                ):
                     self.world.violated(f"{server.node} serves reads of a history that has forked")
 
 

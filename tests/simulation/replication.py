@@ -152,9 +152,7 @@ class Link:
     def look(self) -> None:
         """Does it still work? A silent end gives up after a while; the other end may, too."""
         healthy = (
-            self.world.talk(self.below.node, self.above.node)
-            and not self.below.ice.depth
-            and not self.above.ice.depth
+            self.world.talk(self.below.node, self.above.node) and not self.below.ice.depth and not self.above.ice.depth
         )
         if not healthy:
             if self.disturbed_at is None:
@@ -163,7 +161,9 @@ class Link:
             return
         self.disturbed_at = None
         if self.open_above != self.open_below:  # the host is back and knows nothing of this connection
-            self._closed(False, *((self.close_above, self.above) if self.open_above else (self.close_below, self.below)))
+            self._closed(
+                False, *((self.close_above, self.above) if self.open_above else (self.close_below, self.below))
+            )
         self.world.after(0.0, self._deliver)  # after what had arrived already and waits at a process
 
     def _deliver(self) -> None:

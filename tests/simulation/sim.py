@@ -25,9 +25,7 @@ class Simulation:
         dice = world.random
         size = size or dice.choices((2, 3, 4, 5), (6, 74, 6, 14))[0]
         if spec is None:
-            durability = dice.choices(
-                (Durability.QUORUM, Durability.STRICT, Durability.ASYNC), (78, 14, 8)
-            )[0]
+            durability = dice.choices((Durability.QUORUM, Durability.STRICT, Durability.ASYNC), (78, 14, 8))[0]
             spec = Spec(durability=durability, k=2 if size > 3 and dice.random() < 0.5 else 1)
         self.was_async = spec.durability is Durability.ASYNC
         self.ledger = Ledger(world)

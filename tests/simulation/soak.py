@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{len(seeds)} seeds, {failed} failed", end="", file=sys.stderr)
     spent = time.perf_counter() - began
-    print(f"{done} seeds in {spent:.1f} s ({1000 * spent * options.processes / max(done, 1):.0f} ms each), {failed} failed")
+    print(
+        f"{done} seeds in {spent:.1f} s ({1000 * spent * options.processes / max(done, 1):.0f} ms each), {failed} failed"
+    )
     return 1 if failed else 0
 
 
