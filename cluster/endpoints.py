@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+from zlib import crc32
 
 DEFAULT_PORT = 2379
 
@@ -63,3 +64,12 @@ class EtcdOptions:
 
     def __post_init__(self) -> None:
         assert self.endpoints, "etcd needs at least one endpoint"
+
+
+def nearest(options: EtcdOptions, host: str, name: str) -> int:
+    """The endpoint for the client `name` on `host` to begin with: that of its own machine, else spread by name.
+
+    So the loss of a machine is the loss of an etcd endpoint for few others.
+    """
+    own = [number for number, endpoint in enumerate(options.endpoints) if endpoint.host == host]
+    return own[0] if len(own) == 1 else crc32(name.encode()) % len(options.endpoints)

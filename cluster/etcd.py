@@ -79,6 +79,7 @@ METHODS = {
     "Status": ("Maintenance", etcdrpc.StatusRequest, etcdrpc.StatusResponse),
 }
 WATCH_PATH = "/etcdserverpb.Watch/Watch"
+SHORTEST_PATIENCE_S = 0.3
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # between two attempts to watch
 
 # After these, the request is known to have had no effect, and another endpoint would say the same.
@@ -108,6 +109,7 @@ class Etcd:
         self._calls: dict[tuple[int, str], Any] = {}
         self._token: str | None = None
         self._closed = False
+        self._usual_s: dict[int, float] = {}  # by endpoint: how long answers take, smoothed
         self._login = asyncio.Lock()
         self._watches: set[Any] = set()  # streams that move along when the endpoint changes
 
@@ -199,13 +201,17 @@ class Etcd:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._options.total_s
         unsure, logins, last = False, 0, ""
-        for _ in range(max(2, len(self._options.endpoints)) + 1):
+        for attempt in range(max(2, len(self._options.endpoints)) + 1):
             index = self._current
             left = until - loop.time()
             if left <= 0:
                 break
             try:
-                return await self._once(index, method, request, min(left, self._options.attempt_s)), unsure
+                sent_at = loop.time()
+                answer = await self._once(index, method, request, min(left, self._patience(index, attempt)))
+                took_s = loop.time() - sent_at
+                self._usual_s[index] = 0.8 * self._usual_s.get(index, took_s) + 0.2 * took_s
+                return answer, unsure
             except grpc.RpcError as error:
                 code, last = error.code(), f"{self._options.endpoints[index]}: {_told(error)}"
                 if _wants_login(error) and self._options.user and logins == 0:
@@ -219,6 +225,13 @@ class Etcd:
         if writes and unsure:
             raise OutcomeUnknown(f"{subject}: etcd did not answer ({last}); it may have been written")
         raise StoreUnavailable(f"{subject}: etcd does not answer ({last})")
+
+    def _patience(self, index: int, attempt: int) -> float:
+        """How long to wait for an answer. Short at first where answers are usually fast: another may have it sooner."""
+        usual_s = self._usual_s.get(index)
+        if attempt or usual_s is None or len(self._options.endpoints) == 1:
+            return self._options.attempt_s
+        return min(self._options.attempt_s, max(SHORTEST_PATIENCE_S, 10 * usual_s))
 
     async def _once(self, index: int, method: str, request: Any, timeout_s: float) -> Any:
         """One attempt at one endpoint. Raises grpc.RpcError."""
@@ -265,6 +278,7 @@ class Etcd:
 
     def _move_from(self, index: int) -> None:
         """Give up the endpoint `index` for the next one, unless somebody did already."""
+        self._usual_s.pop(index, None)
         if index != self._current or len(self._options.endpoints) == 1:
             return
         self._current = (index + 1) % len(self._options.endpoints)
@@ -279,7 +293,8 @@ class Etcd:
     async def watch(self, start: str, end: str, wake: Callable[[], object]) -> Never:
         """Call `wake` whenever a key from `start` up to before `end` may have changed. Runs until it is cancelled.
 
-        Also whenever the watch begins anew, since changes may have been missed. Late and doubled calls are possible.
+        Also when the watch breaks and when it begins anew, since changes are missed meanwhile. Late and doubled calls
+        are possible.
         """
         pause_s = PAUSE_MIN_S
         while True:
@@ -290,6 +305,7 @@ class Etcd:
                     if began.done():
                         pause_s = PAUSE_MIN_S
                         await ended
+                        wake()
             except grpc.RpcError:
                 pass  # could not log in
             if index == self._current:  # it broke by itself, nobody moved us

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import settings, values
-from cluster.endpoints import Endpoint, parse_endpoint
+from cluster.endpoints import Endpoint, EtcdOptions, nearest, parse_endpoint
 from cluster.errors import SettingsError
 from cluster.model import Ports
 
@@ -217,3 +217,11 @@ def test_no_amount(text: str) -> None:
 def test_a_number_is_finite() -> None:
     with pytest.raises(SettingsError):
         values.number({"K": "nan"}, "K", 0.0)
+
+
+def test_the_endpoint_to_begin_with_is_that_of_the_own_machine_else_spread() -> None:
+    options = EtcdOptions(tuple(parse_endpoint(text) for text in ("10.0.0.1", "10.0.0.2", "10.0.0.3")))
+    assert [nearest(options, f"10.0.0.{n}", "x") for n in (1, 2, 3)] == [0, 1, 2]
+    assert {nearest(options, "10.0.0.9", f"n{n}") for n in range(20)} == {0, 1, 2}
+    local = EtcdOptions(tuple(parse_endpoint(f"127.0.0.1:{port}") for port in (1, 2)))
+    assert {nearest(local, "127.0.0.1", f"n{n}") for n in range(20)} == {0, 1}
