@@ -95,6 +95,7 @@ class S3Options:
     access_key: str = ""
     secret_key: str = ""
     timeout_s: float = 60.0
+    page: int = 1000  # keys in one answer to a listing
 
 
 class S3Store:
@@ -175,7 +176,12 @@ class S3Store:
         token: dict[str, str] = {}
         skip = len(self._name(""))
         while True:
-            arguments = {"Bucket": self._options.bucket, "Prefix": self._name(prefix), **token}
+            arguments = {
+                "Bucket": self._options.bucket,
+                "Prefix": self._name(prefix),
+                "MaxKeys": self._options.page,
+                **token,
+            }
             page = self._retried(prefix, lambda a=arguments: self._client.list_objects_v2(**a))  # type: ignore[misc]
             for found in page.get("Contents", ()):
                 yield ObjectInfo(found["Key"][skip:], found["Size"], found["LastModified"].timestamp())

@@ -1,0 +1,181 @@
+"""Both kinds of repository keep what they promise, and S3 in the face of what real services do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backups.codec import Codec
+from backups.directory import DirectoryStore
+from backups.errors import DifferentContent, ObjectMissing, RepositoryRefused, RepositoryUnavailable
+from backups.layout import PathName
+from backups.objects import ObjectStore, S3Store
+from backups.repository import Repository
+from cluster.errors import StoredFormatError
+from tests.support.s3 import S3Service, s3_service
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Service]:
+    with s3_service() as service:
+        yield service
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "directory":
+        return DirectoryStore(tmp_path / "repository")
+    service: S3Service = request.getfixturevalue("s3")
+    return service.store(f"contract/{tmp_path.name}")
+
+
+def test_the_contract(store: ObjectStore) -> None:
+    assert list(store.list("")) == []
+    assert store.put("a/1", b"one") is True
+    assert store.put("a/1", b"two") is False
+    assert store.get("a/1") == b"one"
+    assert store.put("a/1", b"three", if_absent=False) is True
+    assert store.get("a/1") == b"three"
+    store.put("a/2", b"")
+    store.put("ab/1", b"x" * 100_000)
+    assert [(o.key, o.size) for o in store.list("a/")] == [("a/1", 5), ("a/2", 0)]
+    assert [o.key for o in store.list("a")] == ["a/1", "a/2", "ab/1"]
+    assert all(o.modified > 1e9 for o in store.list(""))
+    store.delete(["a/1", "a/none"])
+    assert [o.key for o in store.list("a/")] == ["a/2"]
+    with pytest.raises(ObjectMissing, match="a/1"):
+        store.get("a/1")
+    assert "secret" not in store.describe()
+
+
+def test_of_many_writers_of_one_name_one_wins(store: ObjectStore) -> None:
+    for round_ in range(5):
+        barrier = threading.Barrier(6)
+
+        def write(number: int, key: str = f"race/{round_}", gate: threading.Barrier = barrier) -> bool:
+            gate.wait(10)
+            return store.put(key, str(number).encode())
+
+        with ThreadPoolExecutor(6) as pool:
+            won = list(pool.map(write, range(6)))
+        assert won.count(True) == 1
+        assert store.get(f"race/{round_}") == str(won.index(True)).encode()
+
+
+def test_long_listings_come_in_pages(s3: S3Service) -> None:
+    store = S3Store(replace(s3.options("pages"), page=10))
+    for i in range(25):
+        store.put(f"k/{i:04d}", b"", if_absent=False)
+    assert [o.key for o in store.list("k/")] == [f"k/{i:04d}" for i in range(25)]
+    assert sum("GET /bucket" in seen for seen in s3.faults.seen) >= 3
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [("PUT", "InternalError")],
+        [("PUT", "SlowDown")] * 3,
+        [("PUT", "reset")],
+        [("PUT", "etag")],
+        [("GET", "InternalError"), ("GET", "reset")],
+        [("GET", "short")],
+    ],
+    ids=lambda f: "+".join(fault for _, fault in f),
+)
+def test_passing_faults_are_ridden_out(s3: S3Service, faults: list[tuple[str, str]], tmp_path: Path) -> None:
+    store = s3.store(f"faults/{tmp_path.name}")
+    store.put("warm", b"up")
+    s3.faults.plan = list(faults)
+    path = Repository(store, Codec()).path(PathName("c", "1", "00000000"))
+    part = path.put_part("snapshots/x/base.tar.zst.000000", Codec().pack(b"data" * 1000, "x"))
+    assert Codec().unpack(path.get_part(part), "x") == b"data" * 1000
+    assert not s3.faults.plan, "every fault was met"
+
+
+def test_faults_that_stay_end_in_the_right_error(s3: S3Service, tmp_path: Path) -> None:
+    store = s3.store(f"stay/{tmp_path.name}", attempts=3)
+    store.put("warm", b"up")
+    for fault, error in (
+        ("InternalError", RepositoryUnavailable),
+        ("reset", RepositoryUnavailable),
+        ("ExpiredToken", RepositoryRefused),
+        ("AccessDenied", RepositoryRefused),
+    ):
+        s3.faults.plan = [("PUT", fault)] * 9
+        before = len(s3.faults.seen)
+        with pytest.raises(error, match="k/1") as caught:
+            store.put("k/1", b"x", if_absent=False)
+        tries = len(s3.faults.seen) - before
+        assert tries == (3 if error is RepositoryUnavailable else 1), f"{fault}: {caught.value}"
+        s3.faults.plan = []
+
+
+def test_nobody_there_is_unavailable_and_no_bucket_is_refused(s3: S3Service) -> None:
+    gone = S3Store(type(s3)("http://127.0.0.1:9", "bucket", s3.faults).options(), pause=lambda _: None, attempts=2)
+    with pytest.raises(RepositoryUnavailable, match=r"s3://bucket/p at http://127\.0\.0\.1:9: k"):
+        gone.get("k")
+    other = S3Store(type(s3)(s3.endpoint, "nosuchbucket", s3.faults).options(), pause=lambda _: None)
+    with pytest.raises(RepositoryRefused, match="nosuchbucket"):
+        other.put("k", b"")
+
+
+def test_a_service_that_ignores_conditions_is_found_out(s3: S3Service) -> None:
+    s3.faults.ignore_conditions = True
+    try:
+        store = s3.store("dialect")
+        assert store.put("k", b"one") is True
+        assert store.put("k", b"two") is False
+        assert store.get("k") == b"one"
+    finally:
+        s3.faults.ignore_conditions = False
+
+
+def test_a_service_that_refuses_conditions_is_found_out(s3: S3Service) -> None:
+    store = s3.store("refuses")
+    s3.faults.plan = [("PUT", "NotImplemented")]
+    assert store.put("k", b"one") is True
+    assert store.put("k", b"two") is False
+
+
+def test_wal_is_stored_once(store: ObjectStore) -> None:
+    path = Repository(store, Codec()).path(PathName("c", "1", "00000000"))
+    name = "000000010000000000000003"
+    assert path.put_wal(name, b"w" * 1000) > 0
+    assert path.put_wal(name, b"w" * 1000) == 0, "the same content again is fine"
+    with pytest.raises(DifferentContent, match="conflict/"):
+        path.put_wal(name, b"v" * 1000)
+    assert path.get_wal(name) == b"w" * 1000
+    assert len(list(path.stored("conflict/"))) == 1, "what was refused is kept for whoever looks into it"
+    assert list(path.wal_names(1)) == [name]
+
+
+def test_a_repository_of_another_format_is_refused(store: ObjectStore) -> None:
+    with pytest.raises(ObjectMissing, match="no repository"):
+        Repository(store, Codec()).open(create=False)
+    Repository(store, Codec()).open()
+    store.put("flypg-repository.json", b'{"format_version": 99}', if_absent=False)
+    with pytest.raises(StoredFormatError, match="99"):
+        Repository(store, Codec()).open()
+
+
+def test_a_directory_leaves_room_for_postgresql(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, min_free_bytes=1 << 60)
+    with pytest.raises(RepositoryRefused, match="MiB free"):
+        store.put("a/b", b"x")
+    assert list(store.list("")) == []
+
+
+def test_an_interrupted_write_is_tidied_up(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.put("a/b", b"x")
+    (tmp_path / "a" / ".tmp-1-abc").write_bytes(b"half")
+    assert [o.key for o in store.list("")] == ["a/b"]
+    store.tidy(0.0)
+    assert (tmp_path / "a" / ".tmp-1-abc").exists(), "it may be one that is being written"
+    store.tidy(9e9)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
