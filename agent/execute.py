@@ -54,6 +54,7 @@ class Memory:
     promoting: int = 0
     asked: Rule | None = None
     known_end: Position | None = None
+    rewound_from: Position | None = None
     down_since: float | None = None
     last_start: float | None = None
     last_job_failed: float | None = None
@@ -127,8 +128,9 @@ class Performer:
                 await self._answer_reclone(snap)
             case Rewind(source=source):
                 words = await self._write_floor(words, source)
-                memory.known_end = None
+                ended, memory.known_end = memory.known_end, None
                 await self._instance.begin_rewind(source)
+                memory.rewound_from = ended
             case CopyDone():
                 words = await self._write(replace(words, copying=False))
             case StartStandby(upstream=upstream):

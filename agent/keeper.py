@@ -180,6 +180,7 @@ class Keeper:
             promoting=m.promoting,
             asked=m.asked,
             known_end=m.known_end,
+            rewound_from=m.rewound_from,
             down_since=m.down_since,
             last_start=m.last_start,
             last_job_failed=m.last_job_failed,

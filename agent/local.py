@@ -31,6 +31,7 @@ class Local:
     promoting: int = 0  # the term whose promotion was asked for
     asked: Rule | None = None  # the rule under which that promotion was asked for
     known_end: Position | None = None  # where the data of a server that is down ended when it was last looked at
+    rewound_from: Position | None = None  # where its data ended before it was last rewound
     down_since: float | None = None
     last_start: float | None = None
     last_job_failed: float | None = None

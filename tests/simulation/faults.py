@@ -48,6 +48,7 @@ class Faults:
             (3, self.disk_full),
             (2, self.flush_stalled),
             (7, self.stuck),
+            (3, self.misroute),
             (3, self.slow_network),
             (3, self.slow_copy),
             (8, self.switchover),
@@ -94,6 +95,7 @@ class Faults:
             mend()
         sim = self.sim
         sim.world.cuts.clear()
+        self.unroute()
         sim.world.slow = 0.02
         sim.store.flaky = 0.0
         if sim.store.down:
@@ -201,6 +203,7 @@ class Faults:
         server.slots = frozenset()
         server.data_generation += 1
         server.acting_term = 0
+        server.ever_flushed.clear()
         node.disk.durable = node.disk.cached = Disk()
         self._look()
         return node.power_on
@@ -256,6 +259,24 @@ class Faults:
             self.sim.store.flaky = 0.0
 
         return mend
+
+    def misroute(self, node: SimNode) -> Mend:
+        """Another machine has got the address that replication goes to: whoever follows this node reaches that one."""
+        other = self.random.choice(self._others(node))
+        for name in self.sim.nodes:
+            if name != other:
+                self.sim.ledger.misrouted[name, node.name] = other
+
+        def mend() -> None:
+            self.unroute()
+
+        return mend
+
+    def unroute(self) -> None:
+        self.sim.ledger.misrouted.clear()
+        for link in list(self.sim.ledger.links):
+            if link.above.node != link.upstream.host:
+                link.below.ice.call(link.close_below)
 
     def slow_network(self, node: SimNode) -> Mend:
         self.world.slow = 0.3

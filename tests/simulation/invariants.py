@@ -11,7 +11,7 @@ from cluster.model import Durability, NodeId, Phase, Promise, RequestKind, View,
 from postgres.instance import Data, Run
 from tests.simulation.replication import Link
 from tests.simulation.server import EMPTY, NOBODYS, Server, names_of
-from tests.simulation.sim_store import TTL_S
+from tests.simulation.sim_store import REFRESH_S, TTL_S
 
 if TYPE_CHECKING:
     from tests.simulation.sim import Simulation
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STOP_SLACK_S = 1.5
 SERVE_SLACK_S = 6.0
+OLD_VIEW_S = REFRESH_S + 3.0
 
 
 class Checker:
@@ -132,9 +133,18 @@ class Checker:
         if known is not None and known.term > promise.term:
             self.world.violated(f"{promise.node} took its promise of term {known.term} back")
         self.promises[promise.node] = promise
+        node = self.sim.nodes[promise.node]
+        if node.disk.durable.promised < promise.term:
+            self.world.violated(f"{promise.node} told its promise of term {promise.term} before it was on its disk")
+        lost = (self.must_keep & node.server.ever_flushed).difference(node.server.wal)
+        if lost and not self.loss_accepted and self.quorum:
+            self.world.violated(f"{promise.node} promises without {len(lost)} writes that it once acknowledged")
 
     def on_flushed(self, link: Link) -> None:
         """A standby has flushed something and is about to say so."""
+        below = link.below
+        if self.sim.nodes[below.node].disk.durable.promised < link.upstream.term:
+            self.world.violated(f"{below.node} streams from term {link.upstream.term}, which is not on its disk")
         promise = self.promises.get(link.below.node)
         if promise is not None and promise.term > link.upstream.term:
             self.world.violated(
@@ -171,9 +181,9 @@ class Checker:
         if kind != "client" or not self.quorum:
             return
         if view.term > server.acting_term and view.primary is not None:
+            if self.loss_accepted:
+                return
             if record not in self.sim.ledger.servers[view.primary].wal:
-                if self.loss_accepted:
-                    return
                 self.world.violated(
                     f"{server.node} of term {server.acting_term} acknowledged a write that"
                     f" {view.primary}, primary of term {view.term}, does not have"
@@ -190,6 +200,8 @@ class Checker:
         if read is None or read.view is None:
             self.world.violated(f"{node.name}: {what} before anything was read")
             return
+        if what == "start_primary" and node.clock.boottime() - client.read_at > OLD_VIEW_S:
+            self.world.violated(f"{node.name} starts as primary on an old view")
         if read.spec.paused and read.view.phase is Phase.OPEN:
             self.world.violated(f"{node.name}: {what} although the cluster is paused")
         if what in ("copy", "rewind"):

@@ -37,7 +37,8 @@ def connect(below: Server) -> str:
     """Start a receiver to the configured upstream. What keeps it from it; "" when it has been started."""
     upstream = below.conninfo
     assert upstream is not None
-    above = below.ledger.servers.get(upstream.host)
+    host = below.ledger.misrouted.get((below.node, upstream.host), upstream.host)
+    above = below.ledger.servers.get(host)
     if above is None or above is below:
         return "no such host"
     if not below.world.talk(below.node, above.node) or above.ice.depth:
@@ -199,6 +200,7 @@ class Link:
         new = records[len(below.wal) - start :]
         if new:
             below.extend(new)
+            below.ever_flushed.update(new)
             below.ledger.flushed(self)
         if timeline != below.timeline:
             below.timeline = timeline

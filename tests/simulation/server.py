@@ -56,6 +56,7 @@ class Ledger:
         self.flushed: Callable[[Link], None] = lambda link: None
         self.wake: Callable[[NodeId], None] = lambda node: None
         self.systems = 0
+        self.misrouted: dict[tuple[str, str], str] = {}  # (who asks, for which host) -> who answers
 
     def add(self, kind: str) -> int:
         self.kinds.append(kind)
@@ -91,6 +92,7 @@ class Server:
         self.slots: frozenset[str] = frozenset()
         self.disk_full = False
         self.data_generation = 0
+        self.ever_flushed: set[int] = set()  # what it has told any primary to have, in all its lives
         # of the running server
         self.run = 0  # number of this run; scheduled events of an earlier one are void
         self.state = Run.DOWN

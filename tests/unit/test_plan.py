@@ -355,6 +355,12 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         Rewind(upstream(B, NEXT)),
     ),
     (
+        "one that rewinding does not help is copied",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
+        local("a", down(), known_end=at(901), rewound_from=at(901)),
+        Copy(upstream(B, NEXT)),
+    ),
+    (
         "not before the new primary's control file shows its timeline",
         snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=3)),
         local("a", down(), known_end=at(901)),
