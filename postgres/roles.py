@@ -1,0 +1,221 @@
+"""Users with the roles schema-admin, writer and reader, and what a pooler needs to know of users.
+
+Everything is safe to repeat. Passwords never reach the server: a statement may be logged, so it carries the verifier.
+Functions raise SqlRefused or PostgresUnavailable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from psycopg import sql
+from psycopg.rows import class_row
+
+from cluster.errors import InstanceError
+from postgres import queries
+from postgres import role_sql as text
+from postgres.admin_queries import PROTECTED_USERS
+from postgres.monitor import Connection, SqlRefused, refusable
+
+Door = Callable[[str], AbstractAsyncContextManager[Connection]]  # opens a superuser's connection to a database
+
+
+class Role(StrEnum):
+    """What a user may do, in every database of the cluster."""
+
+    SCHEMA_ADMIN = "schema-admin"
+    WRITER = "writer"
+    READER = "reader"
+
+
+GROUP = {Role.SCHEMA_ADMIN: text.SCHEMA_ADMIN, Role.WRITER: text.WRITER, Role.READER: text.READER}
+RESERVED = PROTECTED_USERS | {text.POOLER, *GROUP.values(), "public", "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """Somebody who may log in."""
+
+    name: str
+    role: str  # a Role, or "app" (schema admin of some databases only), "superuser", "other"
+    sessions: int
+    databases: list[str] | None  # of an app: where it may connect; None: everywhere its role allows
+
+
+def pooler_password(operator_password: str) -> str:
+    """The pooler's own, the same on every node without being another secret to hand out."""
+    return hmac.new(operator_password.encode(), b"flypg pooler", hashlib.sha256).hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Raises InstanceError when nobody may be called that."""
+    if not name or len(name.encode()) > 63 or "\0" in name or name.startswith("pg_"):
+        raise InstanceError(f"{name!r} cannot be a name: it must have 1 to 63 bytes and not begin with pg_")
+    if name in RESERVED:
+        raise InstanceError(f"{name} is reserved for flypg itself")
+
+
+async def prepare(door: Door) -> None:
+    """Make the three groups, and have every database follow them, those made later too. Raises InstanceError when a
+    role of such a name exists and is something else."""
+    async with door("postgres") as connection:
+        bad = await _column(connection, text.BAD_GROUPS)
+        if bad:
+            raise InstanceError(f"the role {bad[0]} exists and is not flypg's group of that name: rename it first")
+        await refusable(_run(connection, text.GROUPS))
+    await follow(door)
+
+
+async def follow(door: Door, *, pooler: str | None = None) -> list[str]:
+    """Bring databases that do not follow yet into line; returns their names. `pooler`: make the pooler's user, with
+    this password, and its look-up in every database. Without the groups only the pooler's part is done."""
+    async with door("postgres") as connection:
+        managed = (await _column(connection, text.MANAGED))[0] is True
+        if pooler is not None:
+            await refusable(queries.ensure_role(connection, text.POOLER, "LOGIN NOINHERIT", pooler))
+        has_pooler = bool(await _column(connection, f"SELECT 1 FROM pg_roles WHERE rolname = '{text.POOLER}'"))
+        cursor = await connection.execute(text.UNREADY.encode())
+        databases = await cursor.fetchall()
+    changed = []
+    for name, ready, pooled in databases:
+        if (ready or not managed) and (pooled or not has_pooler):
+            continue
+        async with door(name) as connection:
+            await refusable(_follow_one(connection, name, managed=managed and not ready, pooled=has_pooler))
+        changed.append(str(name))
+    return changed
+
+
+async def _follow_one(connection: Connection, name: str, *, managed: bool, pooled: bool) -> None:
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('flypg.roles'))")
+        await connection.execute("SET LOCAL search_path = pg_catalog; SET LOCAL default_transaction_read_only = off")
+        if pooled:
+            await _run(connection, text.LOOKUP)
+            await connection.execute(sql.SQL(text.POOLER_CONNECTS).format(sql.Identifier(name)))
+        if managed:
+            await _manage(connection)
+
+
+async def _manage(connection: Connection) -> None:
+    await connection.execute("CREATE SCHEMA IF NOT EXISTS flypg")
+    if (await _column(connection, text.MARKED))[0] != text.MARK:
+        await _run(connection, text.KEEP_OTHERS)
+        await _run(connection, text.IN_DATABASE)
+        await _run(connection, text.TRIGGER)
+        await connection.execute(text.MARK_DATABASE.encode())
+    await _run(connection, text.ON_DATABASE)
+
+
+async def users(connection: Connection) -> list[UserRow]:
+    """Everyone who may log in but flypg's own users."""
+    async with connection.cursor(row_factory=class_row(UserRow)) as cursor:
+        await cursor.execute(text.USERS.encode())
+        return [row for row in await cursor.fetchall() if row.name not in RESERVED - {"postgres"}]
+
+
+async def create_user(connection: Connection, name: str, role: Role, password: str) -> None:
+    """A user with this role in every database. Raises SqlRefused 42710 when the name is taken."""
+    check_name(name)
+    user = sql.Identifier(name)
+    async with connection.transaction():
+        await connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(user, _verifier(connection, name, password))
+        )
+        await _give(connection, name, role)
+
+
+async def set_role(connection: Connection, name: str, role: Role) -> None:
+    """Give a user this role instead of the one it had; its sessions end, so that none goes on with the old one."""
+    await _ours(connection, name)
+    async with connection.transaction():
+        await connection.execute(sql.SQL("ALTER ROLE {} INHERIT").format(sql.Identifier(name)))
+        await connection.execute(sql.SQL("ALTER ROLE {} RESET role").format(sql.Identifier(name)))
+        for group in GROUP.values():
+            await connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(group), sql.Identifier(name)))
+        await _give(connection, name, role)
+    await _end_sessions(connection, name)
+
+
+async def set_password(connection: Connection, name: str, password: str) -> None:
+    await _ours(connection, name)
+    await connection.execute(
+        sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), _verifier(connection, name, password))
+    )
+
+
+async def create_app(door: Door, name: str, database: str, password: str) -> bool:
+    """A user that is schema admin of `database` only; True when it was new, else it gets this password.
+
+    It does not inherit its group's right to connect elsewhere, and becomes the group in its own database."""
+    check_name(name)
+    user, where = sql.Identifier(name), sql.Identifier(database)
+    async with door("postgres") as connection:
+        found = [u for u in await users(connection) if u.name == name]
+        if found and found[0].role != "app":
+            raise InstanceError(f"the user {name} exists and is {found[0].role}: choose another with --user")
+        verifier = _verifier(connection, name, password)
+        async with connection.transaction():
+            word = sql.SQL("ALTER" if found else "CREATE")
+            await connection.execute(sql.SQL("{} ROLE {} LOGIN NOINHERIT PASSWORD {}").format(word, user, verifier))
+            await connection.execute(sql.SQL("GRANT schema_admin TO {}").format(user))
+            await connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(where, user))
+            await connection.execute(
+                sql.SQL("ALTER ROLE {} IN DATABASE {} SET role TO schema_admin").format(user, where)
+            )
+    return not found
+
+
+async def drop_user(door: Door, name: str) -> None:
+    """Its sessions end, what it owns goes to the schema admins, then it is gone. Can be repeated after a failure."""
+    async with door("postgres") as connection:
+        await _ours(connection, name)
+        heir = text.SCHEMA_ADMIN if (await _column(connection, text.MANAGED))[0] else "postgres"
+        await connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(name)))
+        await _end_sessions(connection, name)
+        databases = await _column(connection, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
+    for database in databases:
+        async with door(str(database)) as connection:
+            user = sql.Identifier(name)
+            await connection.execute(sql.SQL("REASSIGN OWNED BY {} TO {}").format(user, sql.Identifier(heir)))
+            await connection.execute(sql.SQL("DROP OWNED BY {}").format(user))
+    async with door("postgres") as connection:
+        await connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+async def _give(connection: Connection, name: str, role: Role) -> None:
+    user = sql.Identifier(name)
+    await connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(GROUP[role]), user))
+    if role is Role.SCHEMA_ADMIN:
+        await connection.execute(sql.SQL("ALTER ROLE {} SET role TO schema_admin").format(user))
+
+
+async def _ours(connection: Connection, name: str) -> None:
+    """Raises InstanceError unless `name` is a user that may be changed."""
+    check_name(name)
+    found = [u for u in await users(connection) if u.name == name]
+    cursor = await connection.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", (name,))
+    if not found and await cursor.fetchone() is None:
+        raise SqlRefused("42704", f"there is no user {name}")
+
+
+async def _end_sessions(connection: Connection, name: str) -> None:
+    await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (name,))
+
+
+def _verifier(connection: Connection, name: str, password: str) -> sql.Literal:
+    return sql.Literal(connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode())
+
+
+async def _run(connection: Connection, statements: str) -> None:
+    await connection.execute(statements.encode())
+
+
+async def _column(connection: Connection, query: str) -> list[object]:
+    cursor = await connection.execute(query.encode())
+    return [row[0] for row in await cursor.fetchall()]
