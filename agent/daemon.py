@@ -2,7 +2,7 @@
 
 SIGTERM, SIGINT   hand the primary role over if this node has it, then stop PostgreSQL and end
 SIGQUIT           stop PostgreSQL and end without handing over
-SIGUSR1           end and leave PostgreSQL, HAProxy and the fence running, for an agent that follows at once (an upgrade)
+SIGUSR1           end and leave PostgreSQL, HAProxy and the fence running, for the agent that follows (an upgrade)
 SIGHUP            read the settings again
 """
 
@@ -18,10 +18,12 @@ from agent.handover import hand_over
 from agent.node import Node
 from agent.wiring import assemble, lock_directory
 from cluster.errors import FlypgError, SettingsError
+from cluster.resident import release_start_up_code
 from cluster.settings import Settings
 from postgres.instance import Run
 from postgres.process import become_subreaper
 
+SETTLED_S = 20.0  # by then everything has been touched that a running agent uses
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 FAST_STOP_S = 20.0
 PAUSE_AT_END_S = 0.02
@@ -58,6 +60,7 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         await node.stop(leave_running=True)
         return 1
     log.info("agent started", extra={"node": parts.member.node, "cluster": parts.cluster, "version": parts.version})
+    loop.call_later(SETTLED_S, release_start_up_code)
     how = signal.SIGTERM
     try:
         async with asyncio.TaskGroup() as group:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
 from cluster.clock import SystemClock
+from cluster.endpoints import nearest
 from cluster.errors import InstanceError, SettingsError
 from cluster.etcd import Etcd
 from cluster.etcd_store import EtcdStore
@@ -57,7 +58,7 @@ def assemble(settings: Settings) -> Parts:
     _ports_are_free(settings)
     user = settings.os_user or None
     make_directories(settings)
-    etcd = Etcd(settings.etcd)
+    etcd = Etcd(settings.etcd, first=nearest(settings.etcd, settings.host, settings.node))
     clock = SystemClock()
     store = EtcdStore(
         etcd,
