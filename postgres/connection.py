@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import psycopg
@@ -123,7 +123,7 @@ async def connect_remote(
 
 
 @contextlib.asynccontextmanager
-async def helper(config: InstanceConfig, name: str) -> Any:
+async def helper(config: InstanceConfig, name: str) -> AsyncIterator[Connection]:
     """A local connection for one piece of work beside the persistent one; closed in any case."""
     connection = await connect_local(config, name=name)
     try:
@@ -133,7 +133,10 @@ async def helper(config: InstanceConfig, name: str) -> Any:
 
 
 class Session:
-    """The one local connection that stays open, so that looking costs neither a fork nor an authentication."""
+    """The one local connection that stays open, so that looking costs neither a fork nor an authentication.
+
+    For one task at a time, the keeper's; others use a `helper`.
+    """
 
     def __init__(self, config: InstanceConfig) -> None:
         self._config = config

@@ -114,7 +114,8 @@ class LocalInstance:
     async def stream_age_s(self) -> float | None:
         """Seconds since this standby's WAL receiver last heard from its primary; None without one, or no answer."""
         try:
-            return await self._parts.session.ask(queries.stream_age_s, 1.0)
+            async with helper(self.config, "flypg_watch") as connection:  # it is asked beside the keeper's turns
+                return await bounded(connection, queries.stream_age_s(connection), 1.0)
         except FlypgError:
             return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cluster.model import NodeId, format_lsn, slot_name
 from postgres import queries
-from postgres.connection import Connection
+from postgres.connection import Connection, bounded, helper
 from postgres.parts import Parts
 
 OURS = "flypg_"
@@ -49,4 +49,5 @@ async def advance(parts: Parts, restart_lsns: Mapping[NodeId, int]) -> None:
             if not slot.active and slot.restart is not None and target > slot.restart:
                 await queries.advance_slot(connection, slot.name, format_lsn(target))
 
-    await parts.session.ask(change, 5.0)
+    async with helper(parts.config, "flypg_slots") as connection:  # it runs beside the keeper's turns
+        await bounded(connection, change(connection), 5.0)
