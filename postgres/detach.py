@@ -29,14 +29,17 @@ LOCAL_WAL_S = 10.0  # for replay of local WAL to come to its end
 SEGMENT_NAME = re.compile(r"[0-9A-F]{24}\Z")
 
 
-async def detach(parts: Parts) -> Position:
-    """Detach and return the position. Raises InstanceError when it cannot be certain, PostgresUnavailable."""
+async def detach(parts: Parts, known_timeline: int = 0) -> Position:
+    """Detach and return the position. Raises InstanceError when it cannot be certain, PostgresUnavailable.
+
+    `known_timeline`: one that replay has reached; 0 means unknown.
+    """
     before = await parts.session.ask(queries.standby)
     if not before.in_recovery:
         raise InstanceError("this server is a primary: it has nothing to detach from; stop it")
     await change(parts, parts.files.detached())
     await _end_receiver(parts)
-    return await _position(parts, before.received_timeline)
+    return await _position(parts, before.received_timeline, known_timeline)
 
 
 async def _end_receiver(parts: Parts) -> None:
@@ -60,7 +63,7 @@ async def _end_receiver(parts: Parts) -> None:
                 await asyncio.sleep(SETTLE_S)
 
 
-async def _position(parts: Parts, received_timeline: int | None) -> Position:
+async def _position(parts: Parts, received_timeline: int | None, known_timeline: int) -> Position:
     deadline = parts.clock.boottime() + LOCAL_WAL_S
     quiet = 0
     while True:
@@ -73,7 +76,10 @@ async def _position(parts: Parts, received_timeline: int | None) -> Position:
         if parts.clock.boottime() > deadline:
             raise InstanceError(f"replay has not reached the end of local WAL within {LOCAL_WAL_S:g} s; asking again")
         await asyncio.sleep(SETTLE_S)
-    replayed = await identify(parts)
+    if now.received is not None and now.replayed is not None and received_timeline == known_timeline:
+        replayed = Position(known_timeline, now.replayed)  # replay cannot be on a newer one than what was received
+    else:
+        replayed = await identify(parts)
     if not now.in_recovery or parts.postmaster.receivers():
         raise InstanceError("the server changed while it was being detached; asking again")
     return furthest(replayed, now.received, received_timeline or await newest_timeline_at(parts, now.received))

@@ -196,6 +196,11 @@ class Observer:
         stuck_s = now - memory.stuck_since
         return f"flush stalled: no WAL has reached the disk for {stuck_s:.0f} s" if stuck_s >= STALLED_S else ""
 
+    @property
+    def replay_timeline(self) -> int:
+        """A timeline that replay of the running standby has reached; 0 means unknown."""
+        return self._memory.replay_timeline if self._memory.pid == self._parts.postmaster.find() else 0
+
     def full_volume(self) -> str:
         """Evidence that a running server cannot write for lack of space. Nearly full is not meant."""
         pgdata = self._parts.config.pgdata

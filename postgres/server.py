@@ -234,7 +234,7 @@ class LocalInstance:
         await change(self._parts, replace(self._parts.files.dynamic, upstream=upstream))
 
     async def detach(self) -> Position:
-        return await detaching.detach(self._parts)
+        return await detaching.detach(self._parts, self._observer.replay_timeline)
 
     async def promote(self, timeline: int, rule: Rule) -> None:
         await promotion.promote(self._parts, timeline, rule)
