@@ -14,7 +14,7 @@ from agent.execute import Memory, Performer
 from agent.local import Local
 from agent.plan import plan_next
 from agent.report import make_report, worth_telling
-from agent.steps import Plan
+from agent.steps import Barrier, Follow, GivePromise, Plan, Promote, PromiseStopped
 from cluster import authority
 from cluster.clock import Clock
 from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
@@ -33,6 +33,7 @@ from cluster.model import (
 from cluster.store import KeeperStore, LeaseKeeper
 from postgres.instance import Instance, InstanceState, NodeDisk, Run
 
+URGENT = (Barrier, Follow, GivePromise, Promote, PromiseStopped)  # clients wait for these: done first, told afterwards
 SLOW_READ_S = 0.3  # what was seen before a slow read is looked at again
 
 
@@ -120,9 +121,11 @@ class Keeper:
         if self._clock.boottime() - self.looked_at > SLOW_READ_S:
             inst = await self._look()
         self._aim()
-        await self._tell(inst)
         now = self._clock.boottime()
         plan = plan_next(self.snap, self._local(inst), self.member, now)
+        urgent = isinstance(plan.step, URGENT)
+        if not urgent:
+            await self._tell(inst)
         self._journal(plan)
         if plan.step is None:
             self.problem = plan.why if plan.problem else ""
@@ -132,9 +135,13 @@ class Keeper:
         except FlypgError as error:
             self.problem = f"{plan.why}: {error}"
             self._words = await self._disk.read()
+            if urgent:
+                await self._tell(inst)
             raise
         self._words = words
         self.problem = ""
+        if isinstance(plan.step, Barrier):
+            await self._tell(inst)  # the whole cluster waits for this word
         return plan
 
     async def _look(self) -> InstanceState:
