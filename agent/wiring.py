@@ -25,6 +25,8 @@ from postgres.command import account
 from postgres.config import InstanceConfig, Passwords
 
 ANY = ("0.0.0.0", "::")
+NEAR_S = 0.1  # for a connection to a primary in this region; a client that is held is tried again as often
+FAR_S = 1.0  # to one on the other side of the world
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def assemble(settings: Settings) -> Parts:
         listen=listen,
         user=user or "",
         program=str(settings.haproxy),
+        connect_timeout_s=NEAR_S if settings.region == (settings.primary_region or settings.region) else FAR_S,
     )
     http = HttpConfig(
         listen=listen,
