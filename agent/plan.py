@@ -25,10 +25,10 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
     if snap is None or snap.view is None:
         return Plan(None, "there is no cluster yet" if snap is not None else "etcd has not answered since the start")
     view = snap.view
-    if not local.fresh:
-        return _alone(view, local)
     if snap.spec.paused and view.phase is Phase.OPEN:
         return Plan(None, "the cluster is paused by an operator")
+    if not local.fresh:
+        return _alone(view, local)
     if view.member(me) is None:
         return Plan(None, f"{me} is not a member yet")
     if view.system_id and inst.control is not None and inst.control.system_id not in ("", view.system_id):

@@ -24,7 +24,7 @@ def nothing() -> None:
 class Faults:
     """Breaks things for a while. Each fault is begun, and mended some seconds later by what `begin` gave back."""
 
-    def __init__(self, sim: Simulation) -> None:
+    def __init__(self, sim: Simulation, focus: tuple[str, ...] = ()) -> None:
         self.sim = sim
         self.world = sim.world
         self.random = sim.world.random
@@ -61,6 +61,8 @@ class Faults:
             (2, self.wipe),
             (3, self.kill_all_postgres),
         ]
+        if focus:
+            self.kinds = [(50 if begin.__name__ in focus else weight, begin) for weight, begin in self.kinds]
 
     def schedule(self, first_s: float, last_s: float, count: int) -> None:
         for _ in range(count):

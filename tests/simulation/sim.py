@@ -20,7 +20,16 @@ SWEEP_S = 0.5
 
 
 class Simulation:
-    def __init__(self, seed: int, *, trace: bool = False, size: int | None = None, spec: Spec | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        trace: bool = False,
+        size: int | None = None,
+        spec: Spec | None = None,
+        focus: tuple[str, ...] = (),
+    ) -> None:
+        """`focus`: faults that are to happen more often."""
         world = self.world = World(seed, trace=trace)
         dice = world.random
         size = size or dice.choices((2, 3, 4, 5), (6, 74, 6, 14))[0]
@@ -41,7 +50,7 @@ class Simulation:
         for node in self.nodes.values():
             node.touched = self.checker.touched
         self.clients = Clients(world, self.ledger, lambda node: self.nodes[node].route)
-        self.faults = Faults(self)
+        self.faults = Faults(self, focus)
         self.ledger.wake = lambda node: self.nodes[node].wake(0.003)
         self.store.watchers.append(self._store_changed)
         world.say("seed", f"{seed}: {size} nodes, {spec.durability.value}, k {spec.k}")

@@ -90,6 +90,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     ("a job is running: nothing", snap(), local("b", replace(EMPTY, job=Job(JobKind.COPY, True))), None),
     ("etcd is silent: a primary is not started", snap(), local("a", down(), fresh=False), None),
     ("etcd is silent: a standby may come back", snap(), local("b", down(), fresh=False), StartStandby(None)),
+    ("nor in a pause", snap(spec=Spec(paused=True)), local("b", down(), fresh=False), None),
     ("but not one that promised more", snap(), local("b", down(), fresh=False, disk=disk(NEXT)), None),
     # founding
     (
