@@ -13,6 +13,7 @@ from agent.keeper import Keeper, KeeperConfig
 from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_loop, sentinel_loop
 from agent.provider import NodeProvider
 from agent.reader import SharedStore
+from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
 from agent.routing.target import choose_route
 from agent.slots import slots_loop
@@ -89,7 +90,7 @@ class Node:
             watch=WatchLine(self.watch),
             fence=FenceForInstance(self.fence, self.instance),
             log=logging.getLogger("flypg.keeper"),
-            config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version),
+            config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version, parts.sentinel),
         )
         self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
@@ -117,22 +118,27 @@ class Node:
 
     def tasks(self) -> list[Coroutine[Any, Any, Any]]:
         parts = self.parts
-        return [
+        tasks: list[Coroutine[Any, Any, Any]] = [
             keeper_loop(self.keeper, self.keeper_wake, self.log, self._after_turn),
-            sentinel_loop(self.sentinel, self.sentinel_wake, logging.getLogger("flypg.sentinel")),
             lease_loop(self.keeper, parts.renew_s, self.log),
             fence_loop(self.keeper),
-            leadership_loop(self.store, self.sentinel, parts.sentinel_ttl_s / 3, self.log),
             parts.store.watch(self.store.changed),
             self.watch.run(),
             slots_loop(self.keeper, self.instance, parts.instance, self.log),
+            seed_region(self.store, parts.primary_region, self.log),
         ]
+        if parts.sentinel:
+            log = logging.getLogger("flypg.sentinel")
+            tasks.append(sentinel_loop(self.sentinel, self.sentinel_wake, log))
+            tasks.append(leadership_loop(self.store, self.sentinel, parts.sentinel_ttl_s / 3, log))
+        return tasks
 
     async def _after_turn(self) -> None:
         """Routers and pages follow what is agreed."""
         snap = self.store.snapshot
         if snap is None:
             return
+        self.watch.suspect_after_s = snap.spec.suspect_after_s
         route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
         if route != self._routed:
             await self.haproxy.route(route)
