@@ -124,7 +124,8 @@ class Checks:
             took = time.perf_counter() - begun
             if took >= PG_TIMEOUT_S * 0.9:
                 return report([timed_out("transactions", took), *map(NotProcessed, ("replication", "connections"))])
-            return Report(False, f"failed to connect with local node: {error}")
+            reason = " ".join(str(error).split())  # one line, as Fly's set-up errors
+            return Report(False, f"failed to connect with local node: {reason}")
         self._vitals = (time.monotonic(), found)
         return report(await self._judged(found, time.perf_counter() - begun))
 

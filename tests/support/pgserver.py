@@ -30,7 +30,8 @@ def _as_postgres() -> dict[str, Any]:
 class PgServer:
     """One server. `root` is open to the user `postgres` all the way down; its socket is in `sockets`."""
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, binaries: Path = BIN) -> None:
+        self.binaries = binaries
         self.root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
         self.root.chmod(0o755)
         self.data = data or self.root / "data"
@@ -43,7 +44,7 @@ class PgServer:
 
     def program(self, name: str, *arguments: str | Path) -> str:
         done = subprocess.run(
-            [str(BIN / name), *map(str, arguments)],
+            [str(self.binaries / name), *map(str, arguments)],
             env=ENV,
             cwd="/",
             capture_output=True,
@@ -52,7 +53,7 @@ class PgServer:
             **_as_postgres(),
         )
         assert done.returncode == 0, f"{name}: {done.stderr}{done.stdout}"
-        return done.stdout
+        return str(done.stdout)
 
     def initdb(self, **settings: str) -> None:
         self.program(
@@ -82,7 +83,7 @@ class PgServer:
             if os.geteuid() == 0:
                 shutil.chown(self.root / "log", "postgres", "postgres")
             self.process = subprocess.Popen(
-                [str(BIN / "postgres"), "-D", str(self.data)],
+                [str(self.binaries / "postgres"), "-D", str(self.data)],
                 env=ENV,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
