@@ -34,6 +34,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # for the same age
     from etcd3 import etcdrpc
 
+with suppress(ImportError):
+    from grpc import _common
+
+    # Waiting threads look ten times a second whether a signal came, for programs that wait in their main thread. We
+    # never do, and a watch waits for ever: that was half of what an idle client cost. Where it is gone, no harm is done.
+    _common.MAXIMUM_WAIT_TIMEOUT = 60.0
+
 from cluster.endpoints import Endpoint, EtcdOptions
 from cluster.errors import FlypgError, OutcomeUnknown, SettingsError, StoreUnavailable
 from cluster.etcd_values import (
