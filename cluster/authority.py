@@ -1,8 +1,8 @@
 """May this node still act as primary at `now`? Pure.
 
-Two proofs, either is enough: a lease that etcd confirmed, or the standbys themselves, since a standby that streams under
-this term has not promised a later one. Authority bounds how long a stale read is possible; writes do not rest on it
-(docs/protocol.md). All times are seconds of this machine's boottime.
+Two proofs, either is enough: a lease that etcd confirmed, or the standbys themselves, since a standby that streams
+under this term has not promised a later one. Authority bounds how long a stale read is possible; writes do not rest on
+it (docs/protocol.md). All times are seconds of this machine's boottime.
 """
 
 from __future__ import annotations

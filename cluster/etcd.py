@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import ssl
 import threading
 import warnings
 from asyncio import FIRST_COMPLETED
@@ -38,7 +39,7 @@ with suppress(ImportError):
     from grpc import _common
 
     # Waiting threads look ten times a second whether a signal came, for programs that wait in their main thread. We
-    # never do, and a watch waits for ever: that was half of what an idle client cost. Where it is gone, no harm is done.
+    # never do, and a watch waits for ever: that was half of what an idle client cost. Where it is gone, no harm.
     _common.MAXIMUM_WAIT_TIMEOUT = 60.0
 
 from cluster.endpoints import Endpoint, EtcdOptions
@@ -422,10 +423,16 @@ def _credentials(options: EtcdOptions) -> Any:
             raise SettingsError(key, path, f"cannot be read: {error.strerror}") from error
 
     return grpc.ssl_channel_credentials(
-        content("FLYPG_ETCD_CA_FILE", options.ca_file),
+        content("FLYPG_ETCD_CA_FILE", options.ca_file or _system_authorities()),
         content("FLYPG_ETCD_KEY_FILE", options.key_file),
         content("FLYPG_ETCD_CERT_FILE", options.cert_file),
     )
+
+
+def _system_authorities() -> str:
+    """The file of the authorities this system trusts; "" leaves it to those that gRPC brings along."""
+    candidates = (ssl.get_default_verify_paths().cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/cert.pem")
+    return next((path for path in candidates if path and Path(path).is_file()), "")
 
 
 # Messages

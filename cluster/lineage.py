@@ -1,7 +1,7 @@
 """Is a node's history a prefix of the current one? Pure.
 
-Every timeline was allocated to a term and is listed as a Branch with the point at which it left its parent. A position on
-an ancestor of the current timeline is on the line when it is not beyond the point at which the line left that ancestor.
+Every timeline was allocated to a term and is listed as a Branch with the point at which it left its parent. A position
+on an ancestor of the current timeline is on the line when it is not beyond the point at which the line left that one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Which promises are enough to revoke a primary, and what is then known. Pure.
 
-Theory: a primary acknowledges a commit after k of its n voters have flushed it. When n - k + 1 of them have promised not
-to answer it any more, at most k - 1 are left: it can never acknowledge again. And any k voters that once confirmed a commit
-meet those n - k + 1 in at least one node, so the furthest promised node has every acknowledged commit (docs/protocol.md).
-A promise of the primary itself is worth as much: it has stopped, and nobody has more of its WAL than it has.
+Theory: a primary acknowledges a commit after k of its n voters have flushed it. When n - k + 1 of them have promised
+not to answer it any more, at most k - 1 are left: it can never acknowledge again. And any k voters that once confirmed
+a commit meet those n - k + 1 in at least one node, so the furthest promised node has every acknowledged commit
+(docs/protocol.md). A promise of the primary itself is worth as much: it has stopped, and nobody has more of its WAL
+than it has.
 """
 
 from __future__ import annotations
