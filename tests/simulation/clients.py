@@ -1,4 +1,4 @@
-"""Clients that write all the time, through the routes of the nodes (old ones too) and straight to any server that lets them."""
+"""Clients that write all the time: through the routes of the nodes (old ones too), and straight to any open server."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ class Clients:
         world = self.world
         world.after(self.every_s * (0.2 + 1.6 * world.random.random()), self._write)
         home = world.random.choice(self.nodes)
-        if world.chance(0.5):
-            targets = [self.route(home)]
-        else:
-            targets = list(self.nodes)  # straight to wherever a write is taken
+        targets = [self.route(home)] if world.chance(0.5) else list(self.nodes)
         for target in targets:
             if target is not None and world.talk(home, target):
                 server = self.ledger.servers[target]

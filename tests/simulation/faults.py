@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cluster.model import Disk, Durability, NodeId, Request, RequestKind
+from cluster.model import Disk, Durability, NodeId, Phase, Request, RequestKind, View
 from postgres.instance import Data
 from tests.simulation.world import STORE
 
@@ -30,6 +30,7 @@ class Faults:
         self.random = sim.world.random
         self.mends: list[Mend] = []
         self.wiped = False
+        self.active = False
         self.asked = 0
         self.kinds: list[tuple[int, Callable[[SimNode], Mend]]] = [
             (10, self.kill_postgres),
@@ -52,7 +53,7 @@ class Faults:
             (3, self.slow_network),
             (3, self.slow_copy),
             (8, self.switchover),
-            (2, self.failover),
+            (4, self.failover),
             (3, self.restart),
             (3, self.reclone),
             (2, self.remove),
@@ -64,7 +65,13 @@ class Faults:
         if focus:
             self.kinds = [(50 if begin.__name__ in focus else weight, begin) for weight, begin in self.kinds]
 
+    def aftershock(self, view: View) -> None:
+        """Misfortunes love company: what goes wrong while a change is under way is what the protocol must survive."""
+        if self.active and (view.phase is not Phase.OPEN or len(view.rules) > 1) and self.world.chance(0.2):
+            self.world.after(self.world.between(0.0, 0.3), self.strike)
+
     def schedule(self, first_s: float, last_s: float, count: int) -> None:
+        self.active = True
         for _ in range(count):
             at = self.world.between(first_s, last_s)
             times = 2 if self.world.chance(0.3) else 1
@@ -72,6 +79,8 @@ class Faults:
                 self.world.after(at + 0.5 * (times - 1) * self.random.random(), self.strike)
 
     def strike(self) -> None:
+        if not self.active:
+            return
         kinds = self.kinds
         begin = self.random.choices([k for _, k in kinds], [w for w, _ in kinds])[0]
         node = self.pick()
@@ -92,6 +101,7 @@ class Faults:
                 each.disturbed_at = self.world.now
 
     def mend_all(self) -> None:
+        self.active = False
         mends, self.mends = self.mends, []
         for mend in mends:
             mend()
@@ -367,7 +377,8 @@ class Faults:
             if self.world.chance(0.5) and len(self.sim.nodes) > 3:
                 spec = replace(spec, k=3 - spec.k)
             else:
-                spec = replace(spec, durability=choice)
+                if not any(n.member.nosync for n in self.sim.nodes.values()):  # strict without voters waits for ever
+                    spec = replace(spec, durability=choice)
             store.put_spec(spec)
         return nothing
 

@@ -81,6 +81,7 @@ class Checker:
                 self._has_all(self.sim.ledger.servers[new.primary], "opened")
         if new.phase in (Phase.PROMOTING, Phase.OPEN):
             self.check_rules(new)
+        self.sim.faults.aftershock(new)
 
     def _chosen(self, view: View) -> None:
         """A primary was chosen: whoever was one may not be able to acknowledge anything any more."""

@@ -22,7 +22,8 @@ def replay(seed: int, *, trace: bool) -> int:
         return 1
     print("\n".join(sim.world.trace))
     print(
-        f"seed {seed}: {sim.world.now:.1f} s simulated in {time.perf_counter() - began:.3f} s, {sim.world.events} events,"
+        f"seed {seed}: {sim.world.now:.1f} s simulated in {time.perf_counter() - began:.3f} s,"
+        f" {sim.world.events} events,"
         f" {len(sim.nodes)} nodes, term {sim.store.view.term if sim.store.view else 0},"
         f" {sim.clients.acknowledged} of {sim.clients.invoked} writes acknowledged"
     )

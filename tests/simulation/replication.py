@@ -1,7 +1,7 @@
 """Streaming between two servers of the model: a receiver below, a walsender above, a TCP connection between them.
 
-Each end notices the loss of the other by itself: at once when the other's host says so, after `TIMEOUT_S` when it is silent.
-What was sent before a cut arrives after it, if both ends still stand: so does an acknowledgement.
+Each end notices the loss of the other by itself: at once when the other's host says so, after `TIMEOUT_S` when it is
+silent. What was sent before a cut arrives after it, if both ends still stand: so does an acknowledgement.
 """
 
 from __future__ import annotations

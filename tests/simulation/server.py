@@ -1,7 +1,7 @@
-"""A model of one PostgreSQL server: its WAL, timelines, checkpoints and sync waits. The links between servers: replication.py.
+"""A model of one PostgreSQL server: its WAL, timelines, checkpoints, sync waits. Links between servers: replication.py.
 
-The WAL is a list of record ids, each unique in a run, so "has this history" is exact list comparison. Streaming itself only
-compares timelines and lengths, as PostgreSQL does: two branches that share a timeline number mix without any error.
+The WAL is a list of record ids, each unique in a run, so "has this history" is exact list comparison. Streaming itself
+only compares timelines and lengths, as PostgreSQL does: two branches that share a timeline mix without any error.
 A record counts as written when it is flushed; what was not flushed never happened.
 """
 
@@ -390,7 +390,7 @@ class Server:
             self.try_later(0.2)
 
     def reattach(self) -> None:
-        """The configuration was reloaded: the startup process ends a receiver of another upstream, unless it is stuck."""
+        """The configuration was reloaded: the startup process ends another upstream's receiver, unless it is stuck."""
         if self.receiver is not None and self.receiver.upstream != self.conninfo and not self.stuck:
             self.receiver.close_below()
         if self.conninfo is not None:

@@ -44,6 +44,8 @@ class Simulation:
             tags = {}
             if number > 1 and dice.random() < 0.08:
                 tags = dice.choice(({"nofailover": True}, {"nosync": True}, {"priority": 0}, {"priority": 200}))
+                if spec.durability is Durability.STRICT and "nosync" in tags:
+                    tags = {}  # or nobody might be left to wait for
             node = SimNode(world, self.ledger, self.store, member(number, **tags))
             self.nodes[node.name] = node
         self.checker = Checker(self)

@@ -1,4 +1,4 @@
-"""One node of the simulation: its machine, its server, and the agent that runs the real keeper and the real sentinel."""
+"""One node of the simulation: its machine, its server, and the agent with the real keeper and the real sentinel."""
 
 from __future__ import annotations
 

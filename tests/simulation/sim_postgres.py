@@ -1,4 +1,4 @@
-"""The Instance and NodeDisk of one node in the simulation: what the keeper can see and do, with the delays of real life.
+"""The Instance and NodeDisk of one node in the simulation: what the keeper sees and does, with the delays of real life.
 
 Each method stands for the real one of postgres/: it may be cut off at any await, be late, or fail.
 """
@@ -103,10 +103,7 @@ class SimInstance:
         )
 
     def _walsender(self, link) -> Walsender:  # type: ignore[no-untyped-def]
-        if link.disturbed_at is None:
-            replied = self.world.now - 0.05
-        else:
-            replied = link.disturbed_at - 0.05
+        replied = (self.world.now if link.disturbed_at is None else link.disturbed_at) - 0.05
         in_list = link.name in link.names[0] and not self.server.recovery
         return Walsender(
             name=link.name,

@@ -1,7 +1,7 @@
 """A model of etcd: one linear history with revisions, compare-and-swap and leases, behind a network that loses answers.
 
-The store is one object; each process talks to it through a `StoreClient`. A request travels, is applied (or is lost), and
-its answer travels back (or is lost). A write whose answer is lost is OutcomeUnknown, and may be applied late.
+The store is one object; each process talks to it through a `StoreClient`. A request travels, is applied (or is lost),
+and its answer travels back (or is lost). A write whose answer is lost is OutcomeUnknown, and may be applied late.
 """
 
 from __future__ import annotations

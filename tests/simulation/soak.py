@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
             print(f"\r{done}/{len(seeds)} seeds, {failed} failed", end="", file=sys.stderr)
     spent = time.perf_counter() - began
     print(
-        f"{done} seeds in {spent:.1f} s ({1000 * spent * options.processes / max(done, 1):.0f} ms each), {failed} failed"
+        f"{done} seeds in {spent:.1f} s ({1000 * spent * options.processes / max(done, 1):.0f} ms each),"
+        f" {failed} failed"
     )
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""What a node gets when it asks the primary, and the fence beside its keeper: models of two small programs of the agent."""
+"""What a node gets when it asks the primary, and the fence beside its keeper: models of two small programs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Virtual time, processes that can be frozen or killed, and the network between nodes. One seed gives one run.
 
-Theory of operation. Everything that happens is a callback in one heap, ordered by virtual time. The coroutines of the real
-code are driven by hand: each simulated await yields a number of seconds, and the scheduler resumes the coroutine that much
-later, unless its process was killed meanwhile (the coroutine is closed: all it knew is lost) or is frozen (it goes on when
-it is thawed, while time has gone on without it).
+Theory of operation. Everything that happens is a callback in one heap, ordered by virtual time. The coroutines of the
+real code are driven by hand: each simulated await yields a number of seconds, and the scheduler resumes the coroutine
+that much later, unless its process was killed meanwhile (the coroutine is closed: all it knew is lost) or is frozen (it
+goes on when it is thawed, while time has gone on without it).
 """
 
 from __future__ import annotations
