@@ -33,6 +33,7 @@ class Fence:
         self._on_fired = on_fired
         self._order: str | None = None  # None: not told anything yet
         self._confirmed: str | None = None
+        self._will = ""
         self._pid: int | None = None
         self._stdin = self._stdout = -1
         self._buffer = b""
@@ -79,6 +80,11 @@ class Fence:
         """There is no writable PostgreSQL here to stop."""
         self._give("disarm")
 
+    def unpause(self, at: float | None, console: Path) -> None:
+        """RESUME the PgBouncer behind this socket at this boottime, or soon after our death; None: not any more."""
+        self._will = f"unpause {'inf' if at is None else repr(at)} {console}"
+        self._write(self._will)
+
     async def stop(self) -> None:
         """End the fence and its supervision: nothing will be stopped any more."""
         await self.abandon()
@@ -108,12 +114,17 @@ class Fence:
         """Tell the fence; if it does not confirm in time it is replaced."""
         if self._stdin < 0 or self._order is None:
             return  # it gets the order when it has been started again
-        try:
-            os.write(self._stdin, self._order.encode() + b"\n")
-        except (BlockingIOError, BrokenPipeError):
-            self._log.warning("fence_deaf", extra={"pid": self._pid})
+        self._write(self._order)
         if self._check is None:
             self._check = asyncio.get_running_loop().call_later(CONFIRM_WITHIN_S, self._check_confirmed, self._order)
+
+    def _write(self, line: str) -> None:
+        if self._stdin < 0:
+            return
+        try:
+            os.write(self._stdin, line.encode() + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            self._log.warning("fence_deaf", extra={"pid": self._pid})
 
     def _check_confirmed(self, order: str | None) -> None:
         self._check = None
@@ -163,6 +174,8 @@ class Fence:
         os.set_blocking(self._stdout, False)
         asyncio.get_running_loop().add_reader(self._stdout, self._hear)
         self._send()
+        if self._will:
+            self._write(self._will)
 
     def _hear(self) -> None:
         """Read what the fence says."""
@@ -178,7 +191,7 @@ class Fence:
             word, _, rest = line.decode().partition(" ")
             if word == "ready":
                 self._ready.set()
-            elif word == "ok":
+            elif word == "ok" and not rest.startswith("unpause"):
                 self._confirmed = rest
                 self._end_the_one_before()
             elif word == "fired":

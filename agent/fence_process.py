@@ -7,6 +7,8 @@ Commands come as lines on standard input:
     arm VALID_UNTIL PID START    stop postmaster PID at VALID_UNTIL (seconds of CLOCK_BOOTTIME, `inf` for never);
                                  START is its start time in ticks since boot, so that a recycled pid is left alone
     disarm                       there is nothing to stop
+    unpause TIME SOCKET          RESUME the PgBouncer behind this socket at TIME, or soon after the agent's death (a
+                                 PAUSE would outlive it, and its clients wait for ever); `inf` for never
 Each is answered on standard output by `ok LINE`; a stop is told by `fired PID`. When standard input ends, the agent has
 died: the fence keeps its last order, so that the next agent has time to take over, and leaves when there is none.
 """
@@ -18,7 +20,10 @@ import signal
 import sys
 import time
 
+STARTUP = b"\0\0\0\x2e\0\3\0\0user\0flypg_pooler\0database\0pgbouncer\0\0"
+RESUME = b"Q\0\0\0\x0bRESUME\0"
 GRACE_S = 0.5  # from SIGQUIT to SIGKILL
+BEQUEST_S = 3.0  # from the agent's death to the RESUME: the next agent may be here before
 LONGEST_SLEEP_S = 0.2  # poll() stands still while the machine sleeps, CLOCK_BOOTTIME does not
 
 
@@ -79,11 +84,13 @@ class Fence:
         self.died_at = float("inf")
         self.buffer = b""
         self.attended = True  # is there an agent?
+        self.unpause_at = float("inf")
+        self.unpause_socket = ""
         self.poll = select.poll()
         self.poll.register(0, select.POLLIN)
 
     def run(self) -> None:
-        while self.attended or self.pid:
+        while self.attended or self.pid or self.unpause_at < float("inf"):
             for descriptor, _ in self.poll.poll(self.sleep_ms()):
                 if descriptor == 0:
                     self.read()
@@ -91,17 +98,23 @@ class Fence:
                     self.postmaster_died()
             if self.pid and boottime() >= self.valid_until:
                 self.fire()
+            if boottime() >= self.unpause_at:
+                self.unpause_at = float("inf")
+                unpause(self.unpause_socket)
 
     def sleep_ms(self) -> float | None:
-        if not self.pid or self.valid_until == float("inf"):
+        next_at = min(self.valid_until if self.pid else float("inf"), self.unpause_at)
+        if next_at == float("inf"):
             return None
-        return max(0.0, min(self.valid_until - boottime(), LONGEST_SLEEP_S)) * 1000 + 1
+        return max(0.0, min(next_at - boottime(), LONGEST_SLEEP_S)) * 1000 + 1
 
     def read(self) -> None:
         data = os.read(0, 65536)
         if not data:
             self.attended = False
             self.poll.unregister(0)
+            if self.unpause_at < float("inf"):
+                self.unpause_at = min(self.unpause_at, boottime() + BEQUEST_S)
             return
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         for line in lines:
@@ -114,6 +127,8 @@ class Fence:
             self.arm(float(rest[0]), int(rest[1]), int(rest[2]))
         elif word == "disarm":
             self.disarm()
+        elif word == "unpause":
+            self.unpause_at, self.unpause_socket = float(rest[0]), rest[1]
 
     def arm(self, valid_until: float, pid: int, start: int) -> None:
         self.valid_until = valid_until
@@ -171,6 +186,27 @@ class Fence:
             send(member, signal.SIGKILL)
 
 
+def unpause(path: str) -> None:
+    """Send RESUME to a PgBouncer's console, from a process of its own: the fence itself waits for nobody."""
+    if os.fork():
+        return
+    import socket  # here, so that the fence itself stays small
+
+    try:
+        with socket.socket(socket.AF_UNIX) as console:
+            console.settimeout(2.0)
+            console.connect(path)
+            for request in (STARTUP, RESUME):
+                console.sendall(request)
+                said = b""
+                while b"Z\0\0\0\5" not in said and (data := console.recv(4096)):
+                    said += data
+    except OSError:
+        pass  # it is gone, and nobody waits any more
+    finally:
+        os._exit(0)
+
+
 def answer(line: str) -> None:
     """Tell the agent. Nobody there, or not reading: no matter."""
     try:
@@ -182,6 +218,7 @@ def answer(line: str) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     os.set_blocking(1, False)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")  # the last one to be sacrificed; only root may

@@ -9,6 +9,7 @@ our child, and it is started again after a pause that grows while it keeps faili
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -197,6 +198,8 @@ class Program:
                 extra_groups=[] if self._owner.uid is not None else None,
             )
         self.starts += 1
+        with contextlib.suppress(OSError):
+            resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (open_files_limit(), open_files_limit()))
         child.returncode = 0  # subprocess is to forget it: it may outlive us, and we reap it ourselves
         self._pid = child.pid
         write_owned(self._pid_file, f"{child.pid} {start_time(child.pid) or 0} {self._fingerprint}\n", Owner())

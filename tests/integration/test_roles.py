@@ -113,11 +113,11 @@ CAN = [
     ("ada", "CREATE TABLE c1 (n int); ALTER TABLE c1 ADD m int; CREATE INDEX ON c1 (n); DROP TABLE c1"),
     (
         "ada",
-        "CREATE SCHEMA c2; CREATE TYPE c2.k AS ENUM ('a'); CREATE FUNCTION c2.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE SCHEMA c2; CREATE TYPE c2.k AS ENUM ('a'); CREATE FUNCTION c2.f() RETURNS int LANGUAGE sql RETURN 1",
     ),
     (
         "ada",
-        "CREATE VIEW c3 AS SELECT * FROM t; CREATE MATERIALIZED VIEW c4 AS SELECT 1 AS n; CREATE TABLE c5 AS SELECT 1 AS n",
+        "CREATE VIEW c3 AS TABLE t; CREATE MATERIALIZED VIEW c4 AS SELECT 1 AS n; CREATE TABLE c5 AS SELECT 1 AS n",
     ),
     ("ada", "CREATE TEMPORARY TABLE c6 (n int)"),
     ("ada", "CREATE EXTENSION pgcrypto"),
@@ -248,7 +248,7 @@ async def test_a_dropped_user_leaves_its_things_to_the_schema_admins(server: PgS
     run(
         server,
         "leaving",
-        "CREATE TABLE left_over (n int); SET ROLE NONE; CREATE FUNCTION left_f() RETURNS int LANGUAGE sql AS 'SELECT 2'",
+        "CREATE TABLE left_over (n int); SET ROLE NONE; CREATE FUNCTION left_f() RETURNS int LANGUAGE sql RETURN 2",
     )
     await roles.drop_user(door, "leaving")
     run(server, "ada", "ALTER TABLE left_over ADD m int; DROP FUNCTION left_f()")

@@ -1,0 +1,242 @@
+"""PgBouncer on every node: always to the primary; clients are paused, not refused, while there is none.
+
+Theory of operation. PAUSE lets running transactions end and gives no new one a server; a pool that is paused while its
+primary changes loses no client. Then the new address is written, RELOAD, RESUME. PAUSE outlives whoever asked for it,
+so with every PAUSE a last will is deposited (the fence keeps it): RESUME at a given time, or soon after our death. One
+that waits for long transactions, or for the sessions of session mode, is not waited for: new ones are held even so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from agent.routing import pooler_config as config
+from agent.routing.pooler_admin import Console
+from agent.routing.pooler_config import PoolerSettings, Pools
+from agent.routing.program import Program, owner_of, write_owned
+from agent.routing.resolve import Resolver
+from agent.routing.target import Address
+from cluster.clock import Clock
+from cluster.errors import CommandFailed
+from cluster.model import Spec
+from cluster.pool import PoolMode, Share, modes, pool_size, share
+
+LONGEST_HOLD_S = 120.0  # then clients are better off with an error
+READY_WITHIN_S = 5.0
+RETRY_S = 0.5
+
+LastWill = Callable[[float | None, Path], None]  # RESUME the console at this boottime; None: no will
+
+
+class Pooler:
+    """This node's PgBouncer: `start`, then `route` whenever the primary or the wishes have changed."""
+
+    def __init__(
+        self, settings: PoolerSettings, clock: Clock, last_will: LastWill, on_drained: Callable[[], None]
+    ) -> None:
+        """`on_drained` is called when a hold has no transaction left that runs."""
+        self.console = Console(settings.run_dir, settings.port)
+        self.drained = False  # held, and no pooled transaction runs
+        self._settings = settings
+        self._clock = clock
+        self._last_will = last_will
+        self._on_drained = on_drained
+        self._owner = owner_of(settings.user)
+        self._resolver = Resolver()
+        self._version = (0, 0)
+        self._pools = Pools(None, Share(200, 40, 10, 50))
+        self._loaded = ""  # the configuration that PgBouncer has; "" when that is not known
+        self._held: bool | None = None  # None: not known, as after an adoption
+        self._wanted: tuple[Address | None, Pools] | None = None
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._pausing: asyncio.Task[None] | None = None
+        self._program: Program | None = None
+        self._log = logging.getLogger("flypg.pooler")
+
+    @property
+    def pid(self) -> int | None:
+        return self._program.pid if self._program is not None else None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no pooler, for people; "" when there is one."""
+        return self._program.problem if self._program is not None else "it was not started"
+
+    @property
+    def held(self) -> bool:
+        """Do clients wait?"""
+        return self._held is not False
+
+    async def start(self) -> None:
+        """Start PgBouncer, or adopt the one an earlier agent left. Raises CommandFailed without such a program."""
+        self._version = await version_of(self._settings.program)
+        run = self._settings.run_dir
+        own_directory(run, self._owner.uid, self._owner.gid)
+        write_owned(run / "pg_hba.conf", config.HBA, self._owner)
+        write_owned(run / "users.txt", config.render_users(self._settings), self._owner)
+        if not (run / "pgbouncer.ini").exists():
+            self._write(self._pools)
+        self._program = Program(
+            "pgbouncer",
+            (self._settings.program, str(run / "pgbouncer.ini")),
+            config=config.fingerprint_of(self._settings, self._version),
+            run_dir=run,
+            log_file=self._settings.log_dir / "pgbouncer.log",
+            owner=self._owner,
+            ready=self._ready,
+        )
+        await self._program.start()
+        self._worker = asyncio.create_task(self._work(), name="pooler")
+
+    async def stop(self) -> None:
+        """End PgBouncer; all its clients are cut off."""
+        await self._end_tasks()
+        if self._program is not None:
+            await self._program.stop()
+        self._last_will(None, self.console.path)
+
+    async def abandon(self) -> None:
+        """Leave it running as it is, for the next agent to adopt."""
+        await self._end_tasks()
+        if self._program is not None:
+            await self._program.abandon()
+
+    def route(self, primary: Address | None, spec: Spec, poolers: int) -> None:
+        """Lead clients to `primary`, or hold them while it is None. Done at once by a task of ours, which tries again
+        what fails."""
+        pools = Pools(None, share(pool_size(spec), poolers), PoolMode(spec.pool_mode), modes(spec))
+        if (primary, pools) != self._wanted:
+            self._wanted = (primary, pools)
+            self._wake.set()
+
+    def hold(self) -> None:
+        """Hold clients now: the primary is suspected to be gone. The next `route` decides anew."""
+        if self._wanted is not None and self._wanted[0] is not None:
+            self._wanted = (None, self._wanted[1])
+            self._wake.set()
+
+    async def _work(self) -> None:
+        failed = False
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                if self._program is not None and self._program.alive:
+                    await self._apply()
+                failed = False
+            except CommandFailed as error:
+                if not failed:
+                    self._log.warning("pooler_route_failed", extra={"problem": str(error)})
+                failed, self._held, self._loaded = True, None, ""
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+
+    async def _apply(self) -> None:
+        if self._wanted is None:
+            return
+        primary, pools = self._wanted
+        if primary is None:
+            if self._held is not True:
+                self._last_will(self._clock.boottime() + LONGEST_HOLD_S, self.console.path)
+                await self._cancel_pause()
+                self._pausing = asyncio.create_task(self._pause(), name="pause")
+                self._held = True
+            await self._reload(replace(pools, primary=self._pools.primary))
+            return
+        await self._reload(replace(pools, primary=await self._resolver.numeric(primary)))
+        if self._held is not False:
+            await self._cancel_pause()  # a PAUSE that still waits can hang for ever after a RESUME (pgbouncer #715)
+            await self.console.ask("RESUME", passes="not paused")
+            self._held = False
+            self._last_will(None, self.console.path)
+
+    async def _pause(self) -> None:
+        """PAUSE, which ends when no transaction runs any more."""
+        try:
+            await self.console.ask("PAUSE", within_s=LONGEST_HOLD_S, passes="already")
+        except CommandFailed as error:
+            self._log.warning("pause_failed", extra={"problem": str(error)})
+            self._held = None
+            return
+        self.drained = True
+        self._on_drained()
+
+    async def _cancel_pause(self) -> None:
+        self.drained = False
+        if self._pausing is not None:
+            self._pausing.cancel()
+            await asyncio.gather(self._pausing, return_exceptions=True)
+            self._pausing = None
+
+    async def _reload(self, pools: Pools) -> None:
+        """Write and load the configuration if it is not what PgBouncer has."""
+        text = config.render(self._settings, pools, self._version)
+        if text != self._loaded:
+            self._loaded = ""
+            self._write(pools)
+            await self.console.ask("RELOAD")
+            self._loaded = text
+        self._pools = pools
+
+    def _write(self, pools: Pools) -> None:
+        text = config.render(self._settings, pools, self._version)
+        write_owned(self._settings.run_dir / "pgbouncer.ini", text, self._owner)
+
+    async def _ready(self) -> None:
+        """After a start or an adoption: wait for the console; then our task leads it where it should."""
+        self._held, self._loaded = None, ""
+        assert self._program is not None, "it is what calls us"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_WITHIN_S
+        while True:
+            try:
+                await self.console.ask("SHOW VERSION", within_s=1.0)
+                break
+            except CommandFailed:
+                if not self._program.alive or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(0.02)
+        self._wake.set()
+
+    async def _end_tasks(self) -> None:
+        if self._program is not None:
+            await self._program.abandon()
+        await self._cancel_pause()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+            self._worker = None
+
+
+async def version_of(program: str) -> tuple[int, int]:
+    """Of PgBouncer. Raises CommandFailed when it cannot be run."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            program, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        )
+    except OSError as error:
+        raise CommandFailed(f"{program} cannot be run: {error}") from error
+    try:
+        async with asyncio.timeout(5.0):
+            out, _ = await process.communicate()
+    except TimeoutError as error:
+        raise CommandFailed(f"{program} --version did not answer within 5 s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return config.parse_version(out.decode(errors="replace"))
+
+
+def own_directory(directory: Path, uid: int | None, gid: int | None) -> None:
+    """Only the servers' user, and root, may enter."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    directory.chmod(0o700)
+    if uid is not None and gid is not None:
+        os.chown(directory, uid, gid)

@@ -1,0 +1,108 @@
+"""PgBouncer's admin console over its Unix socket: one command a connection, each with a deadline.
+
+Spoken directly: the console knows the simple query protocol only, and asks no password of whoever can reach the socket,
+which lies in a directory that only the servers' user may enter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+from cluster.errors import CommandFailed
+
+ADMIN = "flypg_pooler"
+ANSWER_WITHIN_S = 2.0
+Rows = list[dict[str, str]]
+
+
+class Console:
+    """The console of the PgBouncer whose socket is in `directory`."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        self.path = directory / f".s.PGSQL.{port}"
+
+    async def ask(self, command: str, *, within_s: float = ANSWER_WITHIN_S, passes: str = "") -> Rows:
+        """What `command` answers; errors that contain `passes` count as success. Raises CommandFailed, also when there
+        is no answer in time: what was begun (a PAUSE) goes on then."""
+        try:
+            async with asyncio.timeout(within_s):
+                reader, writer = await asyncio.open_unix_connection(self.path)
+                try:
+                    writer.write(_startup() + _message(b"Q", command.encode() + b"\0"))
+                    await _until_ready(reader)
+                    return await _until_ready(reader)
+                finally:
+                    writer.transport.abort()
+        except _Refused as error:
+            if passes and passes in str(error):
+                return []
+            raise CommandFailed(f"PgBouncer refused {command}: {error}") from error
+        except TimeoutError as error:
+            raise CommandFailed(f"PgBouncer did not answer {command} within {within_s:g} s") from error
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise CommandFailed(f"PgBouncer's console {self.path}: {error}") from error
+
+
+class _Refused(Exception):
+    """The console's own words."""
+
+
+def _startup() -> bytes:
+    body = struct.pack("!i", 196608) + b"".join(
+        part.encode() + b"\0" for part in ("user", ADMIN, "database", "pgbouncer", "")
+    )
+    return struct.pack("!i", len(body) + 4) + body
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!i", len(body) + 4) + body
+
+
+async def _until_ready(reader: asyncio.StreamReader) -> Rows:
+    """Read to the next ReadyForQuery; the rows that came. Raises _Refused with the text of an error."""
+    names: list[str] = []
+    rows: Rows = []
+    failed = ""
+    while True:
+        kind, length = struct.unpack("!ci", await reader.readexactly(5))
+        body = await reader.readexactly(length - 4)
+        if kind == b"T":
+            names = _names(body)
+        elif kind == b"D":
+            rows.append(dict(zip(names, _values(body), strict=False)))
+        elif kind == b"E":
+            failed = _error(body)
+            if b"FATAL" in body:
+                raise _Refused(failed)
+        elif kind == b"Z":
+            if failed:
+                raise _Refused(failed)
+            return rows
+
+
+def _names(body: bytes) -> list[str]:
+    names, at = [], 2
+    for _ in range(int.from_bytes(body[:2])):
+        end = body.index(b"\0", at)
+        names.append(body[at:end].decode())
+        at = end + 19
+    return names
+
+
+def _values(body: bytes) -> list[str]:
+    values, at = [], 2
+    for _ in range(int.from_bytes(body[:2])):
+        length = int.from_bytes(body[at : at + 4], signed=True)
+        at += 4
+        values.append(body[at : at + max(0, length)].decode(errors="replace"))
+        at += max(0, length)
+    return values
+
+
+def _error(body: bytes) -> str:
+    for part in body.split(b"\0"):
+        if part.startswith(b"M"):
+            return part[1:].decode(errors="replace")
+    return "no reason given"
