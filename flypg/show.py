@@ -12,7 +12,7 @@ from flypg.look import Looks, NodeLook, StandbyLag, lag_of
 
 COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 MISSING = "-"
-SILENT = "does not answer; this is what it last reported"
+SILENT = "does not answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def _row(snapshot: Snapshot, view: View, node: NodeId, looks: Looks, primary: No
     return NodeRow(
         node=node,
         role=role(view, node) if member else "joining",
-        state=_state(report, look),
+        state="silent" if is_silent(node, looks) else _state(report, look),
         region=member.region if member else report.member.region if report else "",
         position=position,
         lag_bytes=lag.bytes,

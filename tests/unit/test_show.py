@@ -124,6 +124,12 @@ def test_without_a_primary_it_says_what_is_waited_for() -> None:
     assert status_text(seen, {}, [], title="a cluster") == DURING
 
 
+def test_a_node_that_does_not_answer_is_not_shown_as_well() -> None:
+    seen = status_text(snapshot(), LOOKS | {N1: None}, [], title="a cluster")
+    assert "n1    standby  silent" in seen and "does not answer" in seen
+    assert "failover  without loss now: no, 1 more of n1 would have to answer" in seen
+
+
 def test_no_colour_unless_asked_for() -> None:
     plain = status_text(snapshot(), LOOKS, EVENTS, title="a cluster")
     coloured = status_text(snapshot(), LOOKS, EVENTS, title="a cluster", style=Style(colour=True))
