@@ -52,7 +52,7 @@ integration: .venv/.ready-dev  ## tests with real servers only
 	@$(PYTHON) -m pytest tests/integration -q -n 2
 
 soak: .venv/.ready-dev  ## simulate SEEDS=… runs
-	@$(PYTHON) -m tests.simulation.soak $(SEEDS)
+	@$(PYTHON) -m tests.simulation.soak --seeds $(SEEDS)
 
 bench: .venv/.ready-dev  ## measure every fault RUNS=… times
 	@$(FLYPG) drill bench --runs $(RUNS)

@@ -326,5 +326,6 @@ def _run(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     simulate.set_defaults(run="flypg.commands.dev:simulate")
     simulate.add_argument("seed", type=int, metavar="SEED")
+    simulate.add_argument("--trace", action="store_true", help="print every step")
     version = _command(commands, "version", "flypg.commands.run:version", "Print the version.")
     version.add_argument("--json", action="store_true", help="answer in JSON")

@@ -20,5 +20,5 @@ def simulate(args: argparse.Namespace) -> Reply:
         )
     sys.path.insert(0, str(CHECKOUT))
     replay = importlib.import_module("tests.simulation.replay")
-    failed = replay.main([str(args.seed)])
+    failed = replay.replay(args.seed, trace=args.trace)
     return Reply(Exit.FAILED if failed else Exit.OK)
