@@ -76,7 +76,11 @@ def kill_postgres(bed: Target, node: Node) -> Undo:
 
 
 def kill_agent(bed: Target, node: Node) -> Undo:
-    _kill(_one(node.agent), "the agent")
+    agent = _one(node.agent)
+    _kill(agent, "the agent")
+    if node.process is not None:  # all its threads, not only the first: else its undo would find it running
+        node.process.wait(timeout=10)
+    processes.wait_gone(agent, 5)
     return lambda: restart_agent(node)
 
 
