@@ -31,7 +31,7 @@ SELECT version() AS version, current_setting('server_version_num')::int AS numbe
 BGWRITER_16 = """
 SELECT checkpoints_timed, checkpoints_req, checkpoint_write_time, checkpoint_sync_time, buffers_checkpoint,
        buffers_clean, maxwritten_clean, buffers_backend, buffers_backend_fsync, buffers_alloc,
-       extract(epoch FROM stats_reset)::float8 AS stats_reset
+       floor(extract(epoch FROM stats_reset))::int8 AS stats_reset
 FROM pg_stat_bgwriter
 """
 
@@ -43,7 +43,7 @@ SELECT c.num_timed + c.restartpoints_timed AS checkpoints_timed,
        c.write_time AS checkpoint_write_time, c.sync_time AS checkpoint_sync_time,
        c.buffers_written AS buffers_checkpoint, b.buffers_clean, b.maxwritten_clean,
        io.writes AS buffers_backend, io.fsyncs AS buffers_backend_fsync, b.buffers_alloc,
-       extract(epoch FROM b.stats_reset)::float8 AS stats_reset
+       floor(extract(epoch FROM b.stats_reset))::int8 AS stats_reset
 FROM pg_stat_bgwriter b, pg_stat_checkpointer c,
      (SELECT coalesce(sum({writes}), 0)::int8 AS writes, coalesce(sum(fsyncs), 0)::int8 AS fsyncs
       FROM pg_stat_io
@@ -51,7 +51,7 @@ FROM pg_stat_bgwriter b, pg_stat_checkpointer c,
 """
 CHECKPOINTER = """
 SELECT num_timed, num_requested, restartpoints_timed, restartpoints_req, restartpoints_done, write_time, sync_time,
-       buffers_written, extract(epoch FROM stats_reset)::float8 AS stats_reset
+       buffers_written, floor(extract(epoch FROM stats_reset))::int8 AS stats_reset
 FROM pg_stat_checkpointer
 """
 
@@ -69,7 +69,8 @@ LEFT JOIN (SELECT datid, state, count(*) AS count,
 LOCKS = """
 SELECT d.datname, m.mode, coalesce(l.count, 0) AS count
 FROM (VALUES ('accesssharelock'), ('rowsharelock'), ('rowexclusivelock'), ('shareupdateexclusivelock'),
-             ('sharelock'), ('sharerowexclusivelock'), ('exclusivelock'), ('accessexclusivelock')) m(mode)
+             ('sharelock'), ('sharerowexclusivelock'), ('exclusivelock'), ('accessexclusivelock'),
+             ('sireadlock')) m(mode)
 CROSS JOIN {databases} d
 LEFT JOIN (SELECT database, lower(mode) AS mode, count(*) AS count FROM pg_locks
            WHERE database IS NOT NULL GROUP BY 1, 2) l ON l.mode = m.mode AND l.database = d.oid
@@ -102,7 +103,7 @@ DATABASE_13 = """
 SELECT datid::text AS datid, coalesce(datname, '') AS datname, numbackends, xact_commit, xact_rollback, blks_read,
        blks_hit, tup_returned, tup_fetched, tup_inserted, tup_updated, tup_deleted, conflicts, temp_files, temp_bytes,
        deadlocks, checksum_failures, floor(extract(epoch FROM checksum_last_failure))::int8 AS checksum_last_failure,
-       blk_read_time, blk_write_time, {more} extract(epoch FROM stats_reset)::float8 AS stats_reset
+       blk_read_time, blk_write_time, {more} floor(extract(epoch FROM stats_reset))::int8 AS stats_reset
 FROM pg_stat_database
 WHERE datid = 0 OR datid IN (SELECT oid FROM pg_database ORDER BY oid LIMIT {limit})
 """
@@ -129,8 +130,10 @@ SELECT slot_name::text AS slot_name, coalesce(database_name, '') AS database, ac
 FROM (SELECT s.*, (SELECT datname FROM pg_database WHERE oid = s.datoid) AS database_name
       FROM pg_get_replication_slots() s) slots
 """
+# What a session starts with, not what this one has set for itself.
 SETTINGS = """
-SELECT name, setting, coalesce(unit, '') AS unit, short_desc, vartype
+SELECT name, CASE WHEN source IN ('session', 'client') THEN reset_val ELSE setting END AS setting,
+       coalesce(unit, '') AS unit, short_desc, vartype
 FROM pg_settings WHERE vartype IN ('bool', 'integer', 'real')
 """
 TABLES = """

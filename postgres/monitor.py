@@ -124,4 +124,6 @@ class Session:
     async def close(self) -> None:
         """Give the connection back. A later `run` opens a new one."""
         async with self._lock:
-            await self._drop()
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()  # in good order: a session that is cut counts as abandoned
