@@ -154,7 +154,7 @@ class Node:
         self.keeper_wake.ring()
 
     async def stop(self, *, leave_running: bool) -> None:
-        """End what belongs to this agent. `leave_running`: PostgreSQL, HAProxy and the fence go on for the next agent."""
+        """End what is this agent's. `leave_running`: PostgreSQL, HAProxy and the fence go on for the next agent."""
         await asyncio.gather(self.http.stop(), return_exceptions=True)
         if leave_running:
             await self.haproxy.abandon()

@@ -1,4 +1,4 @@
-"""A witness: a sentinel on a machine without PostgreSQL. It can lead and judge; it holds no data and votes for nothing."""
+"""A witness: a sentinel on a machine without PostgreSQL. It leads and judges; it holds no data and has no vote."""
 
 from __future__ import annotations
 
