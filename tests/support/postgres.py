@@ -25,7 +25,7 @@ from postgres.process import processes_of
 from postgres.server import LocalInstance
 from tests.support.ports import free_ports
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
+BINARIES = Path(os.environ.get("FLYPG_TEST_PG_BIN_DIR", "/usr/lib/postgresql/15/bin"))
 PASSWORDS = Passwords(superuser="super word", operator="operator:word", replicator="re\\pl'word")
 PATIENCE_S = 30.0
 
@@ -143,7 +143,7 @@ class Servers:
         self._extra.append(other)
         return other
 
-    async def _founded(self, node: Node) -> None:
+    async def found(self, node: Node) -> None:
         """Data with users in it: made by initdb once per process, copied after that."""
         global _template
         if _template is None:
@@ -164,7 +164,7 @@ class Servers:
     async def primary(self, rule: Rule | None = None, **changes: object) -> Node:
         """A new primary, by default alone in term 1, with its gate open and the users created."""
         node = self.add(**changes)
-        await self._founded(node)
+        await self.found(node)
         await node.instance.start_primary(rule or lone_rule(1, node.name))
         await node.until(up, "never came up")
         await node.instance.set_gate(open=True)
@@ -179,7 +179,7 @@ class Servers:
             state = await node.until(lambda s: s.job is not None and not s.job.running)
             assert state.job is not None and not state.job.error, state.job
         else:
-            await self._founded(node)
+            await self.found(node)
         await node.instance.start_standby(source.upstream(term))
         await node.until(lambda s: s.streaming, "never streamed")
         return node
