@@ -7,12 +7,12 @@ import contextlib
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from chaos.checkout import commit
 from chaos.drills import DRILLS, Drill
 from chaos.netns import NetworkError, available
 from chaos.report import as_dict, seconds, to_html, to_json, to_junit
@@ -143,12 +143,7 @@ def ended_in_order() -> Iterator[None]:
 
 def about() -> dict[str, str]:
     """What was tested, and on what."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
-        commit = found.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return {"commit": commit or "unknown", "Python": platform.python_version(), "kernel": platform.release()}
+    return {"commit": commit(), "Python": platform.python_version(), "kernel": platform.release()}
 
 
 def write(args: argparse.Namespace, results: list[Result]) -> None:
