@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Never, TypeVar
 
@@ -121,11 +122,10 @@ class EtcdStore:
             body = self._request(item)
             if body.outcome:
                 return
-            done = await self._etcd.transaction(
-                [Modified(item.key, item.modified)], [Put(item.key, codec.encode(_answered(body, outcome)))]
-            )
-            if done.succeeded:
-                return
+            put = Put(item.key, codec.encode(_answered(body, outcome)))
+            with suppress(OutcomeUnknown):  # reading again tells
+                if (await self._etcd.transaction([Modified(item.key, item.modified)], [put])).succeeded:
+                    return
         raise StoreConflict(f"request {request} was changed again and again while it was answered")
 
     # Keeper
@@ -176,12 +176,16 @@ class EtcdStore:
             if known is not None and (known == promise or known.term > promise.term):
                 return
             put = Put(key, codec.encode(promise))
-            done = await self._etcd.transaction([Modified(key, revision)], [put], [Get(key)])
-            self._seen = max(self._seen, done.revision)
-            if done.succeeded:
-                self._promised = (done.revision, promise)
-                return
-            item = done.found[0].first
+            try:
+                done = await self._etcd.transaction([Modified(key, revision)], [put], [Get(key)])
+            except OutcomeUnknown:
+                item = await self._etcd.get(key)
+            else:
+                self._seen = max(self._seen, done.revision)
+                if done.succeeded:
+                    self._promised = (done.revision, promise)
+                    return
+                item = done.found[0].first
             self._promised = (item.modified, self._decode(Promise, item)) if item else (0, None)
         raise StoreConflict(f"{key} was changed again and again while it was written")
 
@@ -322,7 +326,13 @@ class EtcdStore:
 
     async def add_request(self, request: Request) -> None:
         key = self._keys.request(request.id)
-        done = await self._etcd.transaction([Created(key, 0)], [Put(key, codec.encode(request))])
+        try:
+            done = await self._etcd.transaction([Created(key, 0)], [Put(key, codec.encode(request))])
+        except OutcomeUnknown:
+            found = await self.read_request(request.id)
+            if found is None or replace(found, created_revision=0, outcome="") != request:
+                raise
+            return
         self._seen = max(self._seen, done.revision)
         if not done.succeeded:
             raise StoreConflict(f"there is a request {request.id} already")
