@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield str(path.relative_to(ROOT)), path
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """The full dotted name of everything a module imports, wherever in it, with the line."""
     for node in ast.walk(tree):
@@ -70,7 +76,7 @@ def of(package: str) -> list[tuple[str, Path]]:
 def test_a_package_keeps_to_its_floor(package: str) -> None:
     broken = []
     for name, path in of(package):
-        for module, line in imports(ast.parse(path.read_text(), name)):
+        for module, line in imports(parsed(path)):
             top = module.split(".")[0]
             if top in MAY_IMPORT and top != package:
                 if top not in MAY_IMPORT[package]:
@@ -86,7 +92,7 @@ def test_a_package_keeps_to_its_floor(package: str) -> None:
 def test_the_outside_is_reached_through_its_door(package: str) -> None:
     broken = []
     for name, path in of(package):
-        tree = ast.parse(path.read_text(), name)
+        tree = parsed(path)
         for module, line in imports(tree):
             top = module.split(".")[0]
             if top in DOORS and not name.startswith(DOORS[top]):
@@ -102,7 +108,7 @@ def test_the_outside_is_reached_through_its_door(package: str) -> None:
 def is_pure(path: Path) -> bool:
     """Does the module say of itself, at the end of a paragraph of its docstring, that it is pure?"""
     try:
-        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+        doc = ast.get_docstring(parsed(path)) or ""
     except SyntaxError:  # the tests above name it
         return False
     return any(paragraph.rstrip().endswith("Pure.") for paragraph in doc.split("\n\n"))
@@ -115,7 +121,7 @@ def test_a_pure_module_touches_nothing() -> None:
     broken = [
         f"{name}:{line}: a pure module imports no {module}"
         for name, path in PURE
-        for module, line in imports(ast.parse(path.read_text(), name))
+        for module, line in imports(parsed(path))
         if module.split(".")[0] in IMPURE | set(DOORS)
     ]
     assert not broken, "\n".join(broken)
