@@ -27,6 +27,7 @@ ANSWER_S = 1.0
 PROBE_EVERY_S = 1.0
 MISSES = 3
 STALLED_S = 5.0
+STUCK_EVERY_S = 1.5
 REIDENTIFY_S = 10.0
 PENDING_EVERY_S = 30.0
 WAL_PAGE = 8192
@@ -66,7 +67,9 @@ class _Memory:
     pending_at: float = 0.0
     flushed: int = 0
     flushed_since: float = 0.0
-    stuck_since: float | None = None
+    stuck: dict[int, float] = field(default_factory=dict)  # who waits to write, and since when, while none is flushed
+    stuck_at: float = 0.0  # when that was last asked
+    stall: str = ""
 
 
 class Observer:
@@ -179,22 +182,24 @@ class Observer:
         return tuple(found)
 
     async def _stalled(self, look: queries.Look, now: float) -> str:
-        """Has WAL waited for the disk all the time, for several seconds? An idle or slow server is not meant."""
+        """Have writes waited for the disk all the time, for several seconds? An idle or a slow server is not meant:
+        no WAL has been flushed in that time, and the same process still waits to write, or whole pages of WAL do."""
         memory = self._memory
         assert look.flushed and look.inserted, "a primary has both"
         flushed, inserted = parse_lsn(look.flushed), parse_lsn(look.inserted)
-        if flushed != memory.flushed or inserted <= flushed:
-            memory.flushed, memory.flushed_since, memory.stuck_since = flushed, now, None
-            return ""
-        if now - memory.flushed_since < 1.0:
-            return ""
-        whole_pages_wait = inserted // WAL_PAGE * WAL_PAGE > flushed + WAL_PAGE
-        if not whole_pages_wait and not await self._parts.session.ask(queries.stuck_in_wal, ANSWER_S):
-            memory.stuck_since = None
-            return ""
-        memory.stuck_since = memory.stuck_since if memory.stuck_since is not None else memory.flushed_since
-        stuck_s = now - memory.stuck_since
-        return f"flush stalled: no WAL has reached the disk for {stuck_s:.0f} s" if stuck_s >= STALLED_S else ""
+        if flushed != memory.flushed:
+            memory.flushed, memory.flushed_since, memory.stuck, memory.stall = flushed, now, {}, ""
+        if now - max(memory.flushed_since, memory.stuck_at) < STUCK_EVERY_S:
+            return memory.stall
+        memory.stuck_at = now
+        waiting = await self._parts.session.ask(queries.stuck_in_writing, ANSWER_S)
+        if inserted // WAL_PAGE * WAL_PAGE > flushed + WAL_PAGE:
+            waiting |= {0}  # the walwriter takes whole pages within a fraction of a second
+        memory.stuck = {pid: memory.stuck.get(pid, now) for pid in waiting}
+        stuck_s = now - min(memory.stuck.values(), default=now)
+        stalled = stuck_s >= STALLED_S - STUCK_EVERY_S  # it waited before it was first seen
+        memory.stall = "flush stalled: writes do not reach the disk" if stalled else ""
+        return memory.stall
 
     @property
     def replay_timeline(self) -> int:

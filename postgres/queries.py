@@ -188,13 +188,14 @@ async def checkpointer_waits_for(connection: Connection) -> str | None:
     return row[0] if row else None
 
 
-STUCK = """SELECT count(*) FROM pg_stat_activity
-  WHERE lower(wait_event) IN ('walsync', 'walwrite', 'walinitsync', 'walinitwrite')"""
+STUCK = """SELECT coalesce(array_agg(pid), '{}') FROM pg_stat_activity
+  WHERE backend_type IN ('client backend', 'walwriter') AND lower(wait_event) IN ('walsync', 'walwrite', 'walinitsync',
+    'walinitwrite', 'datafileextend', 'datafilewrite', 'datafilesync', 'datafileflush', 'slruwrite', 'slrusync')"""
 
 
-async def stuck_in_wal(connection: Connection) -> int:
-    """How many processes wait for WAL to reach the disk at this moment."""
-    return int((await _one(connection, STUCK))[0])
+async def stuck_in_writing(connection: Connection) -> frozenset[int]:
+    """Processes that at this moment wait for WAL or data to reach the disk."""
+    return frozenset((await _one(connection, STUCK))[0])
 
 
 async def terminate(connection: Connection, pid: int) -> None:
