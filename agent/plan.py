@@ -43,7 +43,8 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
         view.phase in (Phase.OPEN, Phase.FOUNDING)
         and view.handover is None
         and inst.run in (Run.UP, Run.DOWN)
-        and inst.settings_generation not in ("", settings_fingerprint(spec.parameters, spec.hba))
+        and inst.settings_generation
+        and inst.settings_generation != settings_fingerprint(spec.parameters, spec.hba)
     ):
         return Plan(ApplySettings(spec.parameters, spec.hba), "the operator's settings changed")
     if view.phase is Phase.REVOKING:

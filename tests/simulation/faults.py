@@ -85,6 +85,9 @@ class Faults:
         begin = self.random.choices([k for _, k in kinds], [w for w, _ in kinds])[0]
         node = self.pick()
         for_s = self.random.choice((0.3, 1.0, 2.0, 4.0, 8.0, 13.0)) * (0.5 + self.random.random())
+        self.strike_with(begin, node, for_s)
+
+    def strike_with(self, begin: Callable[[SimNode], Mend], node: SimNode, for_s: float) -> None:
         self.world.say("****", f"{begin.__name__} {node.name} for {for_s:.1f} s")
         node.disturbed_at = self.world.now
         mend = begin(node)
@@ -215,7 +218,7 @@ class Faults:
         server.slots = frozenset()
         server.data_generation += 1
         server.acting_term = 0
-        server.ever_flushed.clear()
+        server.ever_had.clear()
         node.disk.durable = node.disk.cached = Disk()
         self._look()
         return node.power_on

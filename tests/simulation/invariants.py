@@ -82,6 +82,7 @@ class Checker:
         if new.phase in (Phase.PROMOTING, Phase.OPEN):
             self.check_rules(new)
         self.sim.faults.aftershock(new)
+        self.sim.stage.happened(f"{new.term} {new.phase.value}")
 
     def _chosen(self, view: View) -> None:
         """A primary was chosen: whoever was one may not be able to acknowledge anything any more."""
@@ -137,9 +138,9 @@ class Checker:
         node = self.sim.nodes[promise.node]
         if node.disk.durable.promised < promise.term:
             self.world.violated(f"{promise.node} told its promise of term {promise.term} before it was on its disk")
-        lost = (self.must_keep & node.server.ever_flushed).difference(node.server.wal)
+        lost = (self.must_keep & node.server.ever_had).difference(node.server.wal)
         if lost and not self.loss_accepted and self.quorum:
-            self.world.violated(f"{promise.node} promises without {len(lost)} writes that it once acknowledged")
+            self.world.violated(f"{promise.node} promises without {len(lost)} acknowledged writes that it once had")
 
     def on_flushed(self, link: Link) -> None:
         """A standby has flushed something and is about to say so."""

@@ -24,10 +24,11 @@ import tests.simulation.sim_postgres
 from agent.execute import Performer
 from agent.local import Local
 from agent.steps import OpenGate, Plan, StartPrimary
-from cluster.model import Disk, Phase, Position, Promise, Rule, Snapshot, Upstream, View
+from cluster.model import Disk, Phase, Position, Promise, Rule, Snapshot, Spec, Upstream, View
 from postgres.instance import Run
 from sentinel.actions import Decision, PutView
 from tests.simulation.replication import Link
+from tests.simulation.scenes import Scene
 from tests.simulation.server import EMPTY, names_of
 from tests.simulation.sim import Simulation
 from tests.simulation.sim_postgres import SimDisk, SimInstance
@@ -44,6 +45,12 @@ class Mutant:
     patches: Callable[[], list[Patch]]
     seeds: tuple[int, ...] = ()  # seeds that are known to catch it
     focus: tuple[str, ...] = ()  # faults that happen more often
+    scenes: tuple[Scene, ...] = ()  # what happens instead of what the dice choose
+    size: int | None = None
+    spec: Spec | None = None
+
+    def simulation(self, seed: int) -> Simulation:
+        return Simulation(seed, focus=self.focus, scenes=self.scenes, size=self.size, spec=self.spec)
 
 
 @contextmanager
@@ -302,8 +309,8 @@ def _starts_alone() -> list[Patch]:
 def _gate_first() -> list[Patch]:
     original = agent.plan_primary._serving
 
-    def serving(snap: Snapshot, view: View, local: Local) -> Plan:
-        return original(snap, view, local) if local.instance.gate_open else Plan(OpenGate(), "clients are waiting")
+    def serving(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
+        return original(snap, view, local, now) if local.instance.gate_open else Plan(OpenGate(), "clients are waiting")
 
     return [(agent.plan_primary, "_serving", serving)]
 
@@ -350,36 +357,70 @@ def _pause_ignored() -> list[Patch]:
     return [(agent.keeper, "plan_next", plan_next)]
 
 
+# n1 is cut off as primary and goes on writing what nobody acknowledges; its successor is lost, and the last node cannot
+# promise before n1 has: the longest WAL is now on the older timeline.
+LONG_DEAD_BRANCH = (
+    Scene("start", "isolate", "n1", 6.0),
+    Scene("2 open", "freeze", "other", 8.0, after_s=1.0),
+    Scene("2 open", "power", "primary", 20.0, after_s=1.0),
+    Scene("3 revoking", "freeze_agent", "other", 3.0),
+)
+# n1 has just been rewound, below what it once acknowledged, when its new primary is lost.
+LOST_AFTER_REWIND = (
+    Scene("start", "isolate", "n1", 5.0),
+    Scene("n1 rewind", "power", "primary", 15.0),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("a promise is not fsynced", _no_fsync),
     Mutant("a promise is told before it is on disk", _told_before_disk),
-    Mutant("a promise is given before the receiver has ended", _receiver_not_ended),
+    Mutant(
+        "a promise is given before the receiver has ended",
+        _receiver_not_ended,
+        focus=("stuck", "failover", "freeze_agent"),
+    ),
     Mutant("a standby keeps streaming after its promise", _keeps_streaming),
     Mutant("a new primary is followed without promising its term", _follows_without_promise),
-    Mutant("promises of earlier terms count", _any_promise_counts),
-    Mutant("there is no floor under a node that is rewound", _no_floor),
+    Mutant(
+        "promises of earlier terms count", _any_promise_counts, focus=("failover", "kill_postgres", "cut_from_nodes")
+    ),
+    Mutant("there is no floor under a node that is rewound", _no_floor, scenes=LOST_AFTER_REWIND, size=3, spec=Spec()),
     Mutant("one promise too few is enough", _wrong_quorum),
-    Mutant("positions are compared without their timelines", _lsn_alone),
+    Mutant("positions are compared without their timelines", _lsn_alone, scenes=LONG_DEAD_BRANCH, size=3, spec=Spec()),
     Mutant("a primary is chosen before the old one is revoked", _promote_before_revoke),
-    Mutant("not the furthest is chosen", _not_the_furthest),
-    Mutant("rules of terms that never opened are forgotten", _ignores_unopened),
+    Mutant("not the furthest is chosen", _not_the_furthest, focus=("cut_pair", "kill_postgres")),
+    Mutant(
+        "rules of terms that never opened are forgotten", _ignores_unopened, focus=("kill_postgres", "power", "isolate")
+    ),
     Mutant("a timeline is used twice", _reuses_timeline),
     Mutant("PostgreSQL chooses the timeline", _no_stubs),
-    Mutant("the view is written without comparing", _stale_leader),
-    Mutant("a rule is replaced at once", _no_joint),
-    Mutant("a rule that comes back is taken for applied", _rules_unnumbered),
-    Mutant("an old rule is dropped unheard", _shrinks_unheard),
+    Mutant("the view is written without comparing", _stale_leader, focus=("freeze", "freeze_agent", "slow_network")),
+    Mutant("a rule is replaced at once", _no_joint, focus=("cut_pair", "kill_postgres", "power")),
+    Mutant(
+        "a rule that comes back is taken for applied",
+        _rules_unnumbered,
+        focus=("cut_pair", "kill_postgres", "freeze_postgres", "change_spec"),
+    ),
+    Mutant("an old rule is dropped unheard", _shrinks_unheard, focus=("cut_pair", "kill_postgres", "freeze_agent")),
     Mutant("the barrier proves nothing", _false_barrier),
-    Mutant("a rule after none is believed at once", _one_step_from_empty),
-    Mutant("standbys wait for nobody", _empty_on_standbys),
-    Mutant("replication carries no term", _names_unstamped),
-    Mutant("a primary starts without the view's word", _starts_alone),
+    Mutant("a rule after none is believed at once", _one_step_from_empty, focus=("power", "kill_all_postgres")),
+    Mutant("standbys wait for nobody", _empty_on_standbys, focus=("kill_postgres", "failover")),
+    Mutant("replication carries no term", _names_unstamped, focus=("misroute", "failover", "isolate")),
+    Mutant(
+        "a primary starts without the view's word",
+        _starts_alone,
+        focus=("cut_from_store", "store_outage", "kill_postgres"),
+    ),
     Mutant("clients are let in before the barrier", _gate_first),
-    Mutant("a promotion cut short is taken for done", _old_timeline),
-    Mutant("the rule of a promotion is presumed", _promotion_rule_presumed),
-    Mutant("the fence does nothing", _fence_asleep),
+    Mutant(
+        "a promotion cut short is taken for done", _old_timeline, focus=("kill_postgres", "kill_all_postgres", "blink")
+    ),
+    Mutant(
+        "the rule of a promotion is presumed", _promotion_rule_presumed, focus=("kill_postgres", "power", "cut_pair")
+    ),
+    Mutant("the fence does nothing", _fence_asleep, focus=("isolate", "freeze_agent", "cut_from_store")),
     Mutant("forks are not seen", _forks_unseen),
-    Mutant("a pause is ignored", _pause_ignored),
+    Mutant("a pause is ignored", _pause_ignored, focus=("pause", "kill_postgres")),
 )
 
 
@@ -387,7 +428,7 @@ def catch(mutant: Mutant, seed: int) -> str:
     """What the simulation says about this bug under this seed; "" when it does not notice."""
     with planted(mutant):
         try:
-            Simulation(seed, focus=mutant.focus).run()
+            mutant.simulation(seed).run()
         except AssertionError as violation:
             return str(violation) or type(violation).__name__
     return ""

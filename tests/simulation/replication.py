@@ -200,7 +200,6 @@ class Link:
         new = records[len(below.wal) - start :]
         if new:
             below.extend(new)
-            below.ever_flushed.update(new)
             below.ledger.flushed(self)
         if timeline != below.timeline:
             below.timeline = timeline

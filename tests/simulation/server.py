@@ -55,6 +55,7 @@ class Ledger:
         self.promoted: Callable[[Server], None] = lambda server: None
         self.flushed: Callable[[Link], None] = lambda link: None
         self.wake: Callable[[NodeId], None] = lambda node: None
+        self.happened: Callable[[str], None] = lambda what: None
         self.systems = 0
         self.misrouted: dict[tuple[str, str], str] = {}  # (who asks, for which host) -> who answers
 
@@ -92,7 +93,7 @@ class Server:
         self.slots: frozenset[str] = frozenset()
         self.disk_full = False
         self.data_generation = 0
-        self.ever_flushed: set[int] = set()  # what it has told any primary to have, in all its lives
+        self.ever_had: set[int] = set()  # in all its lives
         # of the running server
         self.run = 0  # number of this run; scheduled events of an earlier one are void
         self.state = Run.DOWN
@@ -143,6 +144,7 @@ class Server:
         kinds = self.ledger.kinds
         at = len(self.wal)
         self.wal += records
+        self.ever_had.update(records)
         for index in range(len(self.wal) - 1, at - 1, -1):
             if kinds[self.wal[index]] in CHECKPOINTS:
                 self.last_checkpoint = index

@@ -9,6 +9,7 @@ from postgres.instance import Data, Run
 from tests.simulation.clients import Clients
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Checker
+from tests.simulation.scenes import Scene, Stage
 from tests.simulation.server import Ledger, names_of
 from tests.simulation.sim_node import SimNode, member
 from tests.simulation.sim_store import SimStore
@@ -28,8 +29,9 @@ class Simulation:
         size: int | None = None,
         spec: Spec | None = None,
         focus: tuple[str, ...] = (),
+        scenes: tuple[Scene, ...] = (),
     ) -> None:
-        """`focus`: faults that are to happen more often."""
+        """`focus`: faults that are to happen more often. `scenes`: what happens instead of what the dice choose."""
         world = self.world = World(seed, trace=trace)
         dice = world.random
         size = size or dice.choices((2, 3, 4, 5), (6, 74, 6, 14))[0]
@@ -42,7 +44,7 @@ class Simulation:
         self.nodes: dict[NodeId, SimNode] = {}
         for number in range(1, size + 1):
             tags = {}
-            if number > 1 and dice.random() < 0.08:
+            if number > 1 and dice.random() < 0.08 and not scenes:
                 tags = dice.choice(({"nofailover": True}, {"nosync": True}, {"priority": 0}, {"priority": 200}))
                 if spec.durability is Durability.STRICT and "nosync" in tags:
                     tags = {}  # or nobody might be left to wait for
@@ -53,6 +55,9 @@ class Simulation:
             node.touched = self.checker.touched
         self.clients = Clients(world, self.ledger, lambda node: self.nodes[node].route)
         self.faults = Faults(self, focus)
+        self.stage = Stage(self, scenes)
+        self.scenes = scenes
+        self.ledger.happened = self.stage.happened
         self.ledger.wake = lambda node: self.nodes[node].wake(0.003)
         self.store.watchers.append(self._store_changed)
         world.say("seed", f"{seed}: {size} nodes, {spec.durability.value}, k {spec.k}")
@@ -73,11 +78,16 @@ class Simulation:
             world.after(0.5 * world.random.random(), node.start_agent)
         self.clients.start()
         world.after(1.0, self._sweep)
-        hasty = world.chance(0.1)
+        hasty = world.chance(0.1) and not self.scenes
         if not hasty:
             self._until_whole(FOUNDED_WITHIN_S, "founded")
         for_s = world.between(5.0, 25.0)
-        self.faults.schedule(0.5, for_s, world.random.randint(1, 7))
+        if self.scenes:
+            for_s = 25.0
+            self.stage.open = True
+            self.stage.happened("start")
+        else:
+            self.faults.schedule(0.5, for_s, world.random.randint(1, 7))
         world.run(world.now + for_s + world.between(0.0, 6.0))
         world.say("****", "everything is mended")
         self.faults.mend_all()

@@ -129,6 +129,7 @@ class SimInstance:
             server.job = Job(kind, running=False, error=error, source=source)
             self.world.say(server.node, f"{kind} {'failed: ' + error if error else 'done'} at {server.position}")
             server.ledger.wake(server.node)
+            server.ledger.happened(f"{server.node} {kind.value}")
 
         self.world.after(seconds, server.ice.call, finish)
 

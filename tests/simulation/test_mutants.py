@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant, catch
-from tests.simulation.sim import Simulation
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
@@ -18,4 +17,4 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
 def test_without_the_bug_all_is_well(mutant: Mutant) -> None:
     for seed in mutant.seeds:
-        Simulation(seed, focus=mutant.focus).run()
+        mutant.simulation(seed).run()

@@ -1,4 +1,4 @@
-"""Thousands of clusters, each with its own misfortunes: every invariant holds at every step, and all are whole at the end.
+"""Thousands of clusters and their misfortunes: every invariant holds at every step, and all are whole at the end.
 
 `FLYPG_SIM_SEEDS` sets how many seeds are run (default 1500). A failing one is printed with the command to replay it.
 """
