@@ -14,27 +14,31 @@ from prometheus_client import CollectorRegistry, Histogram
 from cluster.model import Event, Phase, Snapshot
 
 BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-KINDS = ("failover", "switchover")
-REASONS = (  # the first words that occur in the text of an event, and the reason that is counted
-    ("asked", "operator"),
-    ("request", "operator"),
+CAUSES = ("failover", "switchover")  # kinds of events that begin a change of primary
+REASONS = (  # the first words that occur in the text of the cause, and the reason that is counted
+    ("asked for by", "operator"),
+    ("has not come back", "restart_failed"),
     ("died", "postgres_died"),
     ("crash", "postgres_died"),
-    ("hung", "postgres_silent"),
-    ("silent", "postgres_silent"),
-    ("not answer", "postgres_silent"),
     ("refused", "postgres_refused"),
-    ("lease", "node_lost"),
-    ("report", "node_lost"),
-    ("disk", "disk"),
+    ("hung", "postgres_silent"),
+    ("no answer", "no_answer"),
+    ("not answer", "postgres_silent"),
+    ("promoted", "promotion_failed"),
+    ("promised", "superseded"),
+    ("went away", "node_lost"),
     ("volume", "disk"),
+    ("disk", "disk"),
     ("fsync", "disk"),
+    ("flush", "disk"),
 )
 PHASE_HELP = "Seconds a phase of a change of primary took, as this node saw it"
 
 
-def reason(event: Event) -> str:
+def reason(event: Event | None) -> str:
     """A bounded label for the free words of an event."""
+    if event is None:
+        return "other"
     if event.kind == "switchover":
         return "operator"
     text = event.text.lower()
@@ -45,7 +49,7 @@ class History:
     """Counts each event once, however often the history is read."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._seen: set[tuple[float, int, str, str]] = set()
+        self._counted = 1  # the first term has no change of primary before it
         self.counts: Counter[tuple[str, str]] = Counter()
         self.last_at: float | None = None  # wall clock of whoever wrote it
         self.term_read = -1
@@ -58,16 +62,18 @@ class History:
         )
 
     def count(self, events: Iterable[Event]) -> None:
-        current = set()
+        """Count the terms that were opened since the last call. `events`: oldest first, a part of the history."""
+        cause: Event | None = None
         for event in events:
-            if event.kind not in KINDS:
+            if event.kind in CAUSES:
+                cause = event
+            if event.kind != "open":
                 continue
-            key = (event.at, event.term, event.kind, event.text)
-            current.add(key)
-            if key not in self._seen:
-                self.counts[event.kind, reason(event)] += 1
-                self.last_at = max(self.last_at or 0.0, event.at)
-        self._seen = current
+            if event.term > self._counted:
+                self._counted = event.term
+                self.counts[cause.kind if cause is not None else "failover", reason(cause)] += 1
+                self.last_at = event.at
+            cause = None
 
     def observe(self, snapshot: Snapshot | None, now: float, cluster: str, node: str) -> None:
         """Note the phase of the view at `now` (seconds of a monotonic clock)."""
@@ -79,9 +85,9 @@ class History:
         if before == current:
             return
         if before is not None:
-            if before[1] is not Phase.OPEN:
+            if before[1] in (Phase.REVOKING, Phase.PROMOTING):
                 self._seconds.labels(cluster, node, str(before[1])).observe(now - self._since)
-            else:
+            elif before[1] is Phase.OPEN:
                 self._left_open_at = now
             if view.phase is Phase.OPEN and self._left_open_at is not None:
                 self._seconds.labels(cluster, node, "all").observe(now - self._left_open_at)

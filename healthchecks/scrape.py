@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, generate_latest
 
 from cluster.errors import FlypgError
 from healthchecks import own_metrics as own
@@ -33,6 +33,7 @@ class Metrics:
         self._provider = provider
         self._checks = checks
         self._version = version
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # no gauge beside each histogram
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self.history = History(self._registry)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from healthchecks.history import KINDS
 from healthchecks.own_metrics import DEFINITIONS
 from healthchecks.pg_families import definitions
 
@@ -325,4 +324,3 @@ def test_provisioning_finds_the_dashboards() -> None:
     provisioning = ROOT / "images" / "grafana" / "provisioning"
     assert "type: prometheus" in (provisioning / "datasources" / "prometheus.yml").read_text()
     assert "path: /etc/grafana/dashboards" in (provisioning / "dashboards" / "flypg.yml").read_text()
-    assert KINDS == ("failover", "switchover")

@@ -181,19 +181,34 @@ def test_unknown_is_left_out_and_never_zero() -> None:
     assert 'flypg_postgres_state{cluster="test",node="n1",state="hung"} 0\n' in text
 
 
-def event(kind: str, text: str, at: float = 10.0) -> Event:
-    return Event(at, 3, kind, text)
+def event(kind: str, term: int, text: str = "") -> Event:
+    return Event(10.0 * term, term, kind, text)
 
 
-def test_history_counts_every_event_once_under_a_bounded_reason() -> None:
+FOUNDED = [event("founding", 1), event("open", 1)]
+PLANNED = [event("switchover", 1, "switchover from n1 to n2, asked for by root"), event("phase", 2), event("open", 2)]
+CALLED_OFF = [event("switchover", 2, "switchover called off")]
+DIED = [event("failover", 3, "postmaster of n2 died on n2"), event("phase", 3), event("open", 3)]
+TWICE = [
+    event("failover", 4, "no answer from n1, say n2 and n3"),
+    event("failover", 5, "n3 went away while it was being promoted"),
+]
+TWICE += [event("open", 5)]
+
+
+def test_history_counts_every_opened_term_once_under_a_bounded_reason() -> None:
     history = History(CollectorRegistry())
-    first, second = event("failover", "postmaster of n1 died"), event("switchover", "asked for by root", 20.0)
-    history.count([first, event("rule", "whatever")])
-    history.count([first, second])
-    history.count([second])  # the first has left the bounded history
-    assert dict(history.counts) == {("failover", "postgres_died"): 1, ("switchover", "operator"): 1}
-    assert history.last_at == 20.0
-    assert reason(event("failover", "something nobody thought of")) == "other"
+    history.count([*FOUNDED, *PLANNED, *CALLED_OFF])
+    history.count([*FOUNDED, *PLANNED, *CALLED_OFF, *DIED])
+    history.count([*DIED[1:], *TWICE])  # the beginning has left the bounded history
+    history.count(TWICE)
+    assert dict(history.counts) == {
+        ("switchover", "operator"): 1,
+        ("failover", "postgres_died"): 1,
+        ("failover", "promotion_failed"): 1,
+    }
+    assert history.last_at == 50.0
+    assert reason(event("failover", 6, "something nobody thought of")) == reason(None) == "other"
 
 
 def test_phases_are_timed_from_what_was_seen() -> None:
