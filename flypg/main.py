@@ -74,7 +74,7 @@ def show(reply: Reply, *, as_json: bool) -> None:
         if isinstance(reply.data, dict) and reply.ok:
             del body["text"]  # the table for people
         print(json.dumps(body, indent=2, ensure_ascii=False), flush=True)
-    elif reply.exit in (Exit.OK, Exit.TIMED_OUT) or reply.data is not None:
+    elif reply.ok or (reply.exit is Exit.FAILED and reply.data is not None):  # a finding is an answer, too
         if reply.text:
             print(reply.text, flush=True)
     elif reply.text:

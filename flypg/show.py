@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ SILENT = "does not answer"
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Colour on a terminal, plain text anywhere else."""
+    """Colour and wrapped lines on a terminal, plain text anywhere else."""
 
     colour: bool = False
+    width: int = 0  # columns to wrap long lines at; 0: not at all
 
     def __call__(self, name: str, text: str) -> str:
         return f"\x1b[{COLOURS[name]}m{text}\x1b[0m" if self.colour and text else text
@@ -119,7 +121,7 @@ def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, ti
                 f"asked     {request.kind} {request.node or ''} by {request.asked_by}, under way".replace("  ", " ")
             )
     if events:
-        parts += ["", style("dim", "last events"), event_lines(events)]
+        parts += ["", style("dim", "last events"), event_lines(events, style)]
     return "\n".join(parts)
 
 
@@ -183,15 +185,15 @@ def columns(
     return "\n".join(lines)
 
 
-def event_lines(events: Iterable[Event]) -> str:
-    """One line each, oldest first; times are UTC, by the clock of the node that wrote the event."""
+def event_lines(events: Iterable[Event], style: Style = PLAIN) -> str:
+    """An event each, oldest first; times are UTC, by the clock of the node that wrote it. Wrapped on a terminal."""
     lines = []
     for event in events:
         when = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
         about = f" {event.node}:" if event.node and event.node not in event.text else ""
-        lines.append(
-            f"  {when}  term {event.term}  {event.kind}:{about} {event.text}" + (f" [{event.by}]" if event.by else "")
-        )
+        by = f" [{event.by}]" if event.by else ""
+        line = f"  {when}  term {event.term}  {event.kind}:{about} {event.text}{by}"
+        lines += textwrap.wrap(line, style.width, subsequent_indent=" " * 12) if style.width else [line]
     return "\n".join(lines)
 
 

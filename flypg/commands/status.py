@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 from datetime import datetime
 
@@ -14,15 +15,18 @@ from cluster.store import OperatorStore
 from flypg.gather import look_at
 from flypg.health import serving
 from flypg.reply import Exit, Reply
-from flypg.show import Style, status_data, status_text
+from flypg.show import PLAIN, Style, status_data, status_text
 from flypg.target import Target, with_store
 
 CLEAR = "\x1b[H\x1b[J"
 
 
 def terminal_style() -> Style:
-    """Colour on a terminal, unless NO_COLOR is set."""
-    return Style(sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+    """Long lines are wrapped on a terminal, and there is colour unless NO_COLOR is set."""
+    if not sys.stdout.isatty():
+        return PLAIN
+    width = max(60, shutil.get_terminal_size().columns)
+    return Style(not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb", width)
 
 
 def run(args: argparse.Namespace) -> Reply:

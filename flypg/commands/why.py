@@ -7,6 +7,7 @@ import argparse
 from cluster.model import Branch, Event, Promise, Snapshot, View, format_lsn
 from cluster.quorum import missing, needed
 from cluster.store import OperatorStore
+from flypg.commands.status import terminal_style
 from flypg.reply import BadInput, Reply, done
 from flypg.show import event_data, event_lines
 from flypg.target import Target, with_store
@@ -36,7 +37,7 @@ async def why(args: argparse.Namespace, store: OperatorStore, target: Target) ->
 def _history(events: list[Event], term: int, only: int | None) -> list[str]:
     if not events:
         return [f"no event of term {term} is kept any more" if only else "no events are kept"]
-    return ["decisions and events, oldest first", event_lines(events)]
+    return ["decisions and events, oldest first", event_lines(events, terminal_style())]
 
 
 def term_lines(snapshot: Snapshot, view: View, term: int) -> list[str]:
