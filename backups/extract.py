@@ -98,8 +98,10 @@ def unpack(
     _write(directory / "backup_manifest", path.get_manifest(record), owner)
 
 
-def relocate_tablespaces(directory: FilePath, record: SnapshotRecord, owner: Account | None) -> None:
-    """Make recovery put the tablespaces where they were unpacked, not where they were in the cluster they came from."""
+def make_our_own(directory: FilePath, record: SnapshotRecord, owner: Account | None) -> None:
+    """Take away what belongs to the cluster it came from: a standby's signal file, the places of tablespaces."""
+    for signal in ("standby.signal", "recovery.signal"):  # a snapshot of a standby has it, and would wait for ever
+        (directory / signal).unlink(missing_ok=True)
     oids = [a.name.removesuffix(".tar") for a in record.archives if a.name != "base.tar"]
     if oids:
         lines = "".join(f"{oid} {_tablespaces(directory) / oid}\n" for oid in oids)

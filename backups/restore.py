@@ -18,7 +18,7 @@ from pathlib import Path as FilePath
 from backups import layout
 from backups.base import Progress
 from backups.errors import RestoreFailed, RestoreRefused
-from backups.extract import relocate_tablespaces, unpack
+from backups.extract import make_our_own, unpack
 from backups.repository import Path
 from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, plan_restore
 from backups.walget import WalFetcher
@@ -94,7 +94,7 @@ async def restore(
         await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
         unpacked = time.monotonic()
         await _check(server, directory)
-        await asyncio.to_thread(relocate_tablespaces, directory, record, owner)
+        await asyncio.to_thread(make_our_own, directory, record, owner)
         checked = time.monotonic()
         timeline, lsn, commit = await _recover(server, path, plan, home, owner, inclusive)
         ended = time.monotonic()

@@ -79,10 +79,12 @@ class WalArchiver:
         self._standing = threading.Condition()
         self._timeline: int | None = None  # of the open term that this node is primary of
         self._draining = False
+        self._stopping = threading.Event()
         self._status = WalStatus()
         self._status_lock = threading.Lock()
 
     def stop(self) -> None:
+        self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def stand(self, timeline: int | None, *, draining: bool = False) -> None:
@@ -212,9 +214,8 @@ class WalArchiver:
             self._push_missing(timeline)
         except (RepositoryError, OSError) as error:
             self._note_failure(error)
-            if self._timeline == timeline:
-                time.sleep(5)
-                with contextlib.suppress(RuntimeError):  # we were stopped meanwhile
+            if self._timeline == timeline and not self._stopping.wait(5.0):
+                with contextlib.suppress(RuntimeError):  # we are being stopped
                     self._pool.submit(self._backfill, timeline)
 
     def _push_missing(self, timeline: int) -> None:
