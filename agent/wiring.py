@@ -167,9 +167,9 @@ def _reachable(base: Path, uid: int, gid: int, user: str) -> None:
 def passwords(settings: Settings) -> Passwords:
     """As the settings say; what they leave out is generated once and kept in a file that only we can read."""
     file = settings.data_dir / "secrets.json"
-    given = {
-        "SU_PASSWORD": settings.su_password,
+    given = {  # in the order of Passwords; on Fly the operator is `postgres`, and SU_PASSWORD is that of flypgadmin
         "OPERATOR_PASSWORD": settings.operator_password,
+        "SU_PASSWORD": settings.su_password,
         "REPL_PASSWORD": settings.repl_password,
     }
     kept: dict[str, str] = {}

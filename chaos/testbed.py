@@ -148,7 +148,7 @@ class Testbed(Target):
         directory.chmod(0o711)
         node = Node(name, address, directory, self.directory / f"{name}.log", ports=ports)
         node.pgdata = directory / "pgdata"
-        node.password = self.secrets["SU_PASSWORD"]
+        node.password = self.secrets["OPERATOR_PASSWORD"]
         node.command = [*before, sys.executable, "-m", "flypg", "agent"]
         own = {**self.plan.env, **self.plan.node_env.get(name, {}), **env}
         node.env = environment({**self._settings(node), **self.secrets, **own})

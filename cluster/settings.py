@@ -23,8 +23,8 @@ from cluster.model import NODE_NAME, Member, NodeId, Ports
 from cluster.values import FILE_SUFFIX, Values
 
 SECRETS = (
-    "SU_PASSWORD",  # of the superuser `postgres`
-    "OPERATOR_PASSWORD",  # of the superuser `flypgadmin`
+    "SU_PASSWORD",  # of the superuser `flypgadmin`, as on Fly
+    "OPERATOR_PASSWORD",  # of the superuser `postgres`, the operator
     "REPL_PASSWORD",  # of `repluser`, between nodes
     "FLYPG_API_TOKEN",
     "FLYPG_ETCD_PASSWORD",

@@ -64,5 +64,5 @@ class LocalCluster(Target):
             directory = layout.node_dir(name)
             node = LocalNode(name, HOST, directory, layout.log(name), ports=layout.ports(name), layout=layout)
             node.pgdata = Path(layout.environment(name).get("FLYPG_PGDATA", str(directory / "pgdata")))
-            node.password = self.secrets["SU_PASSWORD"]
+            node.password = self.secrets["OPERATOR_PASSWORD"]
             self.nodes[name] = node

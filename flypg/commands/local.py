@@ -217,7 +217,7 @@ def env(args: argparse.Namespace) -> Reply:
         "PGPORT": str(layout.ports(name).proxy),
         "PGUSER": "postgres",
         "PGDATABASE": "postgres",
-        "PGPASSWORD": local.passwords(layout)["SU_PASSWORD"],
+        "PGPASSWORD": local.passwords(layout)["OPERATOR_PASSWORD"],
     }
     return done("\n".join(f"export {key}={shlex.quote(value)}" for key, value in values.items()))
 
