@@ -7,8 +7,9 @@ import time
 import uuid
 
 from cluster.errors import StoreUnavailable
-from cluster.model import NodeId, Request, RequestKind, Snapshot
+from cluster.model import NodeId, Request, RequestKind, ServerState, Snapshot
 from cluster.store import OperatorStore
+from flypg.gather import look_at
 from flypg.parsing import nearest
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply
@@ -87,6 +88,29 @@ async def _follow(store: OperatorStore, request: Request, wait_s: float) -> str 
                 progress.now(f"etcd does not answer, asking again: {error}")
             if time.monotonic() >= until:
                 return None
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        progress.clear()
+
+
+async def wait_streaming(store: OperatorStore, node: NodeId, within_s: float) -> str:
+    """Wait until a node whose copy has begun streams again; returns "" then, else what it was doing at the end."""
+    progress = Progress()
+    until = time.monotonic() + within_s
+    doing = "starting"
+    try:
+        while True:
+            try:
+                snapshot = await store.read()
+                report, look = snapshot.reports.get(node), (await look_at(snapshot)).get(node)
+                if report is not None and report.state is ServerState.STANDBY and report.streaming:
+                    return ""
+                doing = (look.progress if look else "") or (str(report.state) if report else "its agent is silent")
+            except StoreUnavailable as error:
+                doing = f"etcd does not answer: {error}"
+            progress.now(f"{node}: {doing}")
+            if time.monotonic() >= until:
+                return doing
             await asyncio.sleep(LOOK_EVERY_S)
     finally:
         progress.clear()

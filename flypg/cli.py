@@ -164,7 +164,6 @@ def _change(commands: argparse._SubParsersAction[Parser]) -> None:
         "acknowledged write is known to survive; otherwise it is refused and says what is missing.",
         cluster=True,
     )
-    failover.add_argument("--to", metavar="NODE", help="the new primary (default: the furthest standby)")
     failover.add_argument(
         "--accept-data-loss",
         action="store_true",

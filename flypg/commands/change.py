@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from cluster.model import Event, NodeId, RequestKind, Snapshot
 from cluster.store import OperatorStore
-from flypg.asking import ask, founded, known_node, new_request
-from flypg.reply import Refused, Reply, done
+from flypg.asking import ask, founded, known_node, new_request, wait_streaming
+from flypg.reply import Exit, Refused, Reply, done
 from flypg.target import Target, whoami, with_store
 
 
@@ -20,7 +20,7 @@ def switchover(args: argparse.Namespace) -> Reply:
 
 
 def failover(args: argparse.Namespace) -> Reply:
-    """flypg failover [--to NODE] [--accept-data-loss]: replace the primary now."""
+    """flypg failover [--accept-data-loss]: replace the primary now."""
     return with_store(args, lambda store, target: _failover(args, store, target))
 
 
@@ -29,7 +29,7 @@ async def _failover(args: argparse.Namespace, store: OperatorStore, target: Targ
         snapshot = await store.read()
         founded(snapshot)
         confirm(loss_warning(snapshot, target), typed="lose data", unless="--yes")
-    return await _request(args, store, RequestKind.FAILOVER, args.to, accept_data_loss=args.accept_data_loss)
+    return await _request(args, store, RequestKind.FAILOVER, None, accept_data_loss=args.accept_data_loss)
 
 
 def loss_warning(snapshot: Snapshot, target: Target) -> str:
@@ -94,7 +94,14 @@ async def _reclone(args: argparse.Namespace, store: OperatorStore) -> Reply:
             typed=node,
             unless="--yes",
         )
-    return await _request(args, store, RequestKind.RECLONE, args.node)
+    reply = await _request(args, store, RequestKind.RECLONE, args.node)
+    if not reply.ok or args.no_wait:
+        return reply
+    lacking = await wait_streaming(store, NodeId(args.node), args.wait)
+    data = dict(reply.data) if isinstance(reply.data, dict) else {}
+    if lacking:
+        return Reply(Exit.TIMED_OUT, f"the copy of {args.node} is under way: {lacking}; flypg status shows it", data)
+    return done(f"{args.node} was copied afresh and streams", data)
 
 
 def node_remove(args: argparse.Namespace) -> Reply:
