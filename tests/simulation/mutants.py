@@ -22,10 +22,11 @@ import sentinel.rules
 import sentinel.switchover
 import tests.simulation.sim_postgres
 from agent.execute import Performer
+from agent.keeper import Keeper
 from agent.local import Local
 from agent.steps import OpenGate, Plan, StartPrimary
 from cluster.model import Disk, Phase, Position, Promise, Rule, Snapshot, Spec, Upstream, View
-from postgres.instance import Run
+from postgres.instance import InstanceState, Run
 from sentinel.actions import Decision, PutView
 from tests.simulation.replication import Link
 from tests.simulation.scenes import Scene
@@ -43,7 +44,7 @@ Patch = tuple[Any, str, Any]
 class Mutant:
     name: str
     patches: Callable[[], list[Patch]]
-    seeds: tuple[int, ...] = ()  # seeds that are known to catch it
+    seeds: tuple[int, ...] = ()  # seeds that have caught it: tried first
     focus: tuple[str, ...] = ()  # faults that happen more often
     scenes: tuple[Scene, ...] = ()  # what happens instead of what the dice choose
     size: int | None = None
@@ -341,6 +342,19 @@ def _fence_asleep() -> list[Patch]:
     return [(SimFence, "arm", lambda self, until: None)]
 
 
+def _adopts_unfenced() -> list[Patch]:
+    """An agent that has never read the store leaves the primary that it finds alone."""
+    original = Keeper._arm
+
+    def arm(self: Keeper, inst: InstanceState) -> None:
+        if self.snap is None:
+            self._fence.disarm()
+        else:
+            original(self, inst)
+
+    return [(Keeper, "_arm", arm)]
+
+
 # -- standbys -----------------------------------------------------------------------------------
 
 
@@ -365,6 +379,18 @@ LONG_DEAD_BRANCH = (
     Scene("2 open", "power", "primary", 20.0, after_s=1.0),
     Scene("3 revoking", "freeze_agent", "other", 3.0),
 )
+# Both standbys are in a recovery conflict, the primary's agent sleeps, and an operator asks for a failover.
+STUCK = (
+    Scene("start", "stuck", "n2", 15.0),
+    Scene("start", "stuck", "n3", 15.0),
+    Scene("start", "freeze_agent", "n1", 12.0, after_s=0.5),
+    Scene("start", "failover", "n2", 0.0, after_s=0.6),
+)
+# The agent of a primary that is cut off from everything is killed and started again.
+ADOPTED = (
+    Scene("start", "isolate", "n1", 24.0),
+    Scene("start", "kill_agent", "n1", 1.0, after_s=3.0),
+)
 # n1 has just been rewound, below what it once acknowledged, when its new primary is lost.
 LOST_AFTER_REWIND = (
     Scene("start", "isolate", "n1", 5.0),
@@ -374,20 +400,28 @@ LOST_AFTER_REWIND = (
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("a promise is not fsynced", _no_fsync),
     Mutant("a promise is told before it is on disk", _told_before_disk),
+    Mutant("a promise is given before the receiver has ended", _receiver_not_ended, scenes=STUCK, size=3, spec=Spec()),
     Mutant(
-        "a promise is given before the receiver has ended",
-        _receiver_not_ended,
-        focus=("stuck", "failover", "freeze_agent"),
+        "a standby keeps streaming after its promise",
+        _keeps_streaming,
+        focus=("freeze", "isolate", "cut_from_nodes", "freeze_postgres"),
     ),
-    Mutant("a standby keeps streaming after its promise", _keeps_streaming),
     Mutant("a new primary is followed without promising its term", _follows_without_promise),
     Mutant(
-        "promises of earlier terms count", _any_promise_counts, focus=("failover", "kill_postgres", "cut_from_nodes")
+        "promises of earlier terms count",
+        _any_promise_counts,
+        focus=("freeze", "isolate", "cut_from_nodes", "freeze_postgres"),
     ),
     Mutant("there is no floor under a node that is rewound", _no_floor, scenes=LOST_AFTER_REWIND, size=3, spec=Spec()),
-    Mutant("one promise too few is enough", _wrong_quorum),
+    Mutant(
+        "one promise too few is enough", _wrong_quorum, focus=("freeze", "isolate", "cut_from_nodes", "freeze_postgres")
+    ),
     Mutant("positions are compared without their timelines", _lsn_alone, scenes=LONG_DEAD_BRANCH, size=3, spec=Spec()),
-    Mutant("a primary is chosen before the old one is revoked", _promote_before_revoke),
+    Mutant(
+        "a primary is chosen before the old one is revoked",
+        _promote_before_revoke,
+        focus=("freeze", "isolate", "cut_from_nodes", "freeze_postgres"),
+    ),
     Mutant("not the furthest is chosen", _not_the_furthest, focus=("cut_pair", "kill_postgres")),
     Mutant(
         "rules of terms that never opened are forgotten", _ignores_unopened, focus=("kill_postgres", "power", "isolate")
@@ -419,6 +453,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the rule of a promotion is presumed", _promotion_rule_presumed, focus=("kill_postgres", "power", "cut_pair")
     ),
     Mutant("the fence does nothing", _fence_asleep, focus=("isolate", "freeze_agent", "cut_from_store")),
+    Mutant("a new agent forgets the fence", _adopts_unfenced, scenes=ADOPTED, size=3, spec=Spec()),
     Mutant("forks are not seen", _forks_unseen),
     Mutant("a pause is ignored", _pause_ignored, focus=("pause", "kill_postgres")),
 )

@@ -1,4 +1,4 @@
-"""Every deliberate bug of mutants.py is noticed, and the seeds that notice it pass without it."""
+"""Every deliberate bug of mutants.py is noticed, soon, and what notices it is silent without the bug."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant, catch
 
+MOST_SEEDS = 500  # the dice fall anew with every change of the code under test: then other seeds notice
 
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
 def test_mutant_is_caught(mutant: Mutant) -> None:
-    assert mutant.seeds, "no seed is known that catches it"
-    said = {seed: catch(mutant, seed) for seed in mutant.seeds}
-    assert any(said.values()), f"nobody noticed that {mutant.name} under the seeds {mutant.seeds}"
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
-def test_without_the_bug_all_is_well(mutant: Mutant) -> None:
-    for seed in mutant.seeds:
-        mutant.simulation(seed).run()
+    for seed in (*mutant.seeds, *range(MOST_SEEDS)):
+        said = catch(mutant, seed)
+        if said:
+            mutant.simulation(seed).run()
+            return
+    pytest.fail(f"nobody noticed within {MOST_SEEDS} seeds that {mutant.name}")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.adopt import rule_of
 from agent.local import Local, RestartUnderWay
 from agent.plan import plan_next
 from agent.steps import (
@@ -34,9 +35,11 @@ from cluster.model import (
     Fetch,
     Handover,
     HandoverStage,
+    NodeId,
     Phase,
     Request,
     RequestKind,
+    Rule,
     ServerState,
     Snapshot,
     Spec,
@@ -120,7 +123,12 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         local("a", as_primary(), **SERVES),
         ApplyRule(rule(voters="b")),
     ),
-    ("no clients before the barrier", snap(), local("a", as_primary(gate_open=False), applied=rule(), roles_ready=True), Barrier(rule())),
+    (
+        "no clients before the barrier",
+        snap(),
+        local("a", as_primary(gate_open=False), applied=rule(), roles_ready=True),
+        Barrier(rule()),
+    ),
     ("clients after it", snap(), local("a", as_primary(gate_open=False), **SERVES), OpenGate()),
     (
         "its control file must show the timeline",
@@ -425,3 +433,18 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
 def test_plan(story: str, seen: Snapshot, node: Local, step: Step | None) -> None:
     plan = plan_next(seen, node, member(node.me), now=100.0)
     assert plan.step == step, plan.why
+
+
+RULES = [
+    ("one of two", "ANY 1 (b_t7, c_t7)", Rule(7, A, frozenset({B, C}), 1)),
+    ("quoted", 'ANY 2 ("b_t7", "c_t7", "d_t7")', Rule(7, A, frozenset({B, C, NodeId("d")}), 2)),
+    ("nobody's is no rule", "ANY 1 (flypg_nobody)", None),
+    ("of two terms it is none", "ANY 1 (b_t7, c_t8)", None),
+    ("somebody else's is none", "FIRST 1 (b_t7)", None),
+    ("none: alone", "", Rule(0, A, frozenset(), 0)),
+]
+
+
+@pytest.mark.parametrize(("story", "names", "expected"), RULES, ids=[r[0] for r in RULES])
+def test_rule_of_a_server_that_was_found_running(story: str, names: str, expected: Rule | None) -> None:
+    assert rule_of(names, A) == expected
