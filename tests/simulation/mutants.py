@@ -391,6 +391,12 @@ ADOPTED = (
     Scene("start", "isolate", "n1", 24.0),
     Scene("start", "kill_agent", "n1", 1.0, after_s=3.0),
 )
+# The old primary does not hear that it was deposed, and is reached under the new one's address.
+WRONG_HOST = (
+    Scene("start", "freeze_agent", "n1", 12.0, after_s=0.5),
+    Scene("start", "failover", "n2", 0.0, after_s=0.6),
+    Scene("2 promoting", "misroute", "primary", 10.0),
+)
 # n1 has just been rewound, below what it once acknowledged, when its new primary is lost.
 LOST_AFTER_REWIND = (
     Scene("start", "isolate", "n1", 5.0),
@@ -439,7 +445,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the barrier proves nothing", _false_barrier),
     Mutant("a rule after none is believed at once", _one_step_from_empty, focus=("power", "kill_all_postgres")),
     Mutant("standbys wait for nobody", _empty_on_standbys, focus=("kill_postgres", "failover")),
-    Mutant("replication carries no term", _names_unstamped, focus=("misroute", "failover", "isolate")),
+    Mutant("replication carries no term", _names_unstamped, scenes=WRONG_HOST, size=3, spec=Spec()),
     Mutant(
         "a primary starts without the view's word",
         _starts_alone,
