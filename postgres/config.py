@@ -59,6 +59,7 @@ class InstanceConfig:
     sslmode: str = "prefer"  # for connections between nodes
     tls: Tls | None = None
     archive_command: str = ""  # "" means no archive; runs on a primary only
+    archive_timeout_s: int = 0  # the longest that a change waits for the archive; 0 means until its segment is full
     memory_mb: int | None = None  # None means what the machine or its cgroup has
     people: tuple[str, ...] = ()  # more users of the operating system that may connect as superuser over the socket
 
@@ -202,6 +203,7 @@ def render_main(config: InstanceConfig, parameters: Mapping[str, str]) -> str:
         "log_directory": str(config.log),
         "archive_mode": "on",  # changing it needs a restart; without a command there is nothing to do
         "archive_command": config.archive_command or "/bin/true",
+        **({"archive_timeout": f"{config.archive_timeout_s}s"} if config.archive_command else {}),
     }
     if config.tls is not None:
         own |= {"ssl": "on", "ssl_cert_file": str(config.tls.certificate), "ssl_key_file": str(config.tls.key)}

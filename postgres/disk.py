@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from cluster.codec import decode, encode
 from cluster.model import Disk
-from postgres.files import write_atomically
+from postgres.files import DiskThread, write_atomically
+
+WRITE_S = 10.0
 
 
 class StateFile:
@@ -15,15 +16,16 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._disk = DiskThread()
 
     async def read(self) -> Disk:
         """What was written last; an empty Disk when nothing ever was. Raises StoredFormatError for a newer format."""
         try:
-            data = await asyncio.to_thread(self._path.read_bytes)
+            data = await self._disk.do(self._path.read_bytes)
         except FileNotFoundError:
             return Disk()
         return decode(Disk, data, str(self._path))
 
     async def write(self, disk: Disk) -> None:
         text = encode(disk).decode()
-        await asyncio.to_thread(write_atomically, self._path, text, owner=None, durable=True)
+        await self._disk.do(lambda: write_atomically(self._path, text, owner=None, durable=True), WRITE_S)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.errors import InstanceError
 from postgres.command import Account
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -64,6 +69,24 @@ def make_directory(path: Path, *, owner: Account | None, mode: int = 0o700) -> N
 def remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+class DiskThread:
+    """Writes to a volume that may hang, in one thread of its own and with a deadline: we go on when it does not."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="flypg-disk")
+
+    async def do(self, work: Callable[[], T], within_s: float = 5.0) -> T:
+        """The answer of `work`. Raises InstanceError when the volume gives none within `within_s` seconds."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.wait_for(future, within_s)
+        except TimeoutError:
+            raise InstanceError(f"the volume does not answer: nothing was written within {within_s:g} s") from None
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def read_or_empty(path: Path) -> str:

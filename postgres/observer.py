@@ -115,7 +115,8 @@ class Observer:
         memory.misses += 1
         if not memory.answered and memory.probe_misses < MISSES:
             return Seen(Run.STARTING)  # it has not opened its socket yet
-        return Seen(Run.HUNG if max(memory.misses, memory.probe_misses) >= MISSES else Run.UP)
+        run = Run.HUNG if max(memory.misses, memory.probe_misses) >= MISSES else Run.UP
+        return Seen(run, fault=memory.stall)  # a disk that hung a moment ago explains the silence
 
     def _probe_new_connections(self, now: float) -> None:
         """Count how often in a row a new connection got no answer."""

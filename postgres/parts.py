@@ -15,6 +15,7 @@ from postgres import queries
 from postgres.command import Account
 from postgres.config import Dynamic, InstanceConfig
 from postgres.connection import Session
+from postgres.files import DiskThread
 from postgres.process import Postmaster
 from postgres.server_files import ServerFiles
 
@@ -29,6 +30,7 @@ class Parts:
     owner: Account | None
     clock: Clock
     files: ServerFiles
+    disk: DiskThread
     postmaster: Postmaster
     session: Session
 
@@ -60,7 +62,7 @@ async def reload(parts: Parts) -> queries.Loaded:
 
 async def change(parts: Parts, dynamic: Dynamic) -> None:
     """Write `dynamic` and make the server run with it. Raises InstanceError when it does not."""
-    parts.files.write_dynamic(dynamic)
+    await parts.disk.do(lambda: parts.files.write_dynamic(dynamic))
     now = await reload(parts)
     if now.names != dynamic.names:
         raise InstanceError(f"PostgreSQL runs synchronous_standby_names={now.names!r}, not {dynamic.names!r}")

@@ -21,7 +21,7 @@ from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, Dynamic, InstanceConfig, standby_names
 from postgres.connection import Session, bounded, connect_remote, helper
 from postgres.controldata import ControlData
-from postgres.files import read_or_empty, remove
+from postgres.files import DiskThread, read_or_empty, remove
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
 from postgres.observer import Observer, Seen
@@ -32,6 +32,8 @@ from postgres.server_files import ServerFiles
 LAUNCHED_S = 10.0  # for a postmaster to write its pid file
 STOP_FAST_S = 5.0  # how long `stop` waits before it says "look again"
 STOP_NOW_S = 1.0  # for an immediate stop; after that everything is killed
+MARK_S = 0.3  # for a word on a disk that may hang, before a stop
+PRUNE_EVERY_S = 60.0
 CHECKPOINT_S = 120.0
 ROLES_S = 10.0
 
@@ -44,9 +46,10 @@ class LocalInstance:
         owner = command.account(config.user)
         files = ServerFiles(config, me, owner)
         postmaster = Postmaster(config.pgdata, self._changed)
-        self._parts = Parts(config, me, owner, clock, files, postmaster, Session(config))
+        self._parts = Parts(config, me, owner, clock, files, DiskThread(), postmaster, Session(config))
         self._observer = Observer(self._parts)
         self._jobs = Jobs(self._parts, self._changed)
+        self._pruned_at = clock.boottime()
 
     @property
     def config(self) -> InstanceConfig:
@@ -66,6 +69,7 @@ class LocalInstance:
         await self._observer.close()
         await self._parts.session.drop()
         self._parts.postmaster.close()
+        self._parts.disk.close()
 
     # Looking.
 
@@ -86,6 +90,8 @@ class LocalInstance:
         died = down and data is Data.PRESENT and files.mark == "started"
         if down:
             reap_orphans()
+        else:
+            await self._prune_logs()
         state = InstanceState(
             data=data,
             run=seen.run,
@@ -101,6 +107,13 @@ class LocalInstance:
         if data is Data.PRESENT:
             state = replace(state, control=await self._control(down))
         return _with_look(state, seen)
+
+    async def _prune_logs(self) -> None:
+        now = self._parts.clock.boottime()
+        if now - self._pruned_at >= PRUNE_EVERY_S:
+            self._pruned_at = now
+            with contextlib.suppress(InstanceError, OSError):
+                await self._parts.disk.do(self._parts.files.prune_logs, MARK_S)
 
     async def _control(self, down: bool) -> Control | None:
         if not down and (control := self._observer.running_control()) is not None:
@@ -156,9 +169,13 @@ class LocalInstance:
                 await self.follow(upstream)
             return
         found = await self._before_start()
-        files.write_signal("standby.signal")
-        demands = files.demands(found.demands)
-        files.write_all(replace(files.without_rule(), upstream=upstream, demands=demands), gate_open=False)
+
+        def write() -> None:
+            files.write_signal("standby.signal")
+            demands = files.demands(found.demands)
+            files.write_all(replace(files.without_rule(), upstream=upstream, demands=demands), gate_open=False)
+
+        await self._parts.disk.do(write)
         await self._launch()
 
     async def start_primary(self, rule: Rule) -> None:
@@ -169,8 +186,12 @@ class LocalInstance:
             return
         await self._before_start()
         names = standby_names(rule)
-        files.write_all(Dynamic(names, standing=bool(names)), gate_open=False)
-        files.remove_signals()
+
+        def write() -> None:
+            files.write_all(Dynamic(names, standing=bool(names)), gate_open=False)
+            files.remove_signals()
+
+        await self._parts.disk.do(write)
         await self._launch()
 
     async def _before_start(self) -> ControlData:
@@ -189,7 +210,7 @@ class LocalInstance:
     async def _launch(self) -> None:
         parts, config = self._parts, self.config
         await parts.session.drop()
-        parts.files.set_mark("started")
+        await parts.disk.do(lambda: parts.files.set_mark("started"))
         logged = server_log.mark(config.log)
         self._observer.logged = logged
         output = config.log / "start.log"
@@ -214,8 +235,8 @@ class LocalInstance:
         parts = self._parts
         if parts.postmaster.find() is None:
             return
-        with contextlib.suppress(InstanceError):  # a full volume must not keep a server running
-            parts.files.set_mark("stopped")
+        with contextlib.suppress(InstanceError):  # a full or hung volume must not keep a server running
+            await parts.disk.do(lambda: parts.files.set_mark("stopped"), MARK_S)
         await parts.session.drop()
         if fast:
             parts.postmaster.send(signal.SIGINT)
@@ -266,7 +287,7 @@ class LocalInstance:
 
     async def set_gate(self, *, open: bool) -> None:
         files = self._parts.files
-        files.write_gate(gate_open=open)
+        await self._parts.disk.do(lambda: files.write_gate(gate_open=open))
         await reload(self._parts)
         if not open:
             await self._parts.session.ask(lambda c: queries.end_clients(c, OPERATOR, SUPERUSER))

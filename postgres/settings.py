@@ -28,7 +28,7 @@ async def set_parameters(
         if not files.dynamic_path.exists():
             files.write_dynamic(files.dynamic)
         await _try(parts, wanted)
-    files.write_settings(wanted, lines)
+    await parts.disk.do(lambda: files.write_settings(wanted, lines))
     if parts.postmaster.find() is None:
         return
     try:

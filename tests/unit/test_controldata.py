@@ -27,6 +27,7 @@ max_worker_processes setting:         8
 max_wal_senders setting:              16
 max_prepared_xacts setting:           3
 max_locks_per_xact setting:           64
+Bytes per WAL segment:                16777216
 Data page checksum version:           1
 """
 
