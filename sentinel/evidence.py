@@ -47,7 +47,10 @@ def _what_others_say(view: View, snap: Snapshot, primary: NodeId, restarting: bo
     judges = [r for r in others if r.state in (ServerState.STANDBY, ServerState.STARTING)]
     answers: dict[NodeId, Answer] = {}
     for r in judges:
-        if r.verdict is not None and r.verdict.term == view.term and r.verdict.primary == primary and not r.streaming:
+        if r.verdict is None or r.verdict.term != view.term or r.verdict.primary != primary:
+            continue
+        # A silent stream ends only after wal_receiver_timeout; "silent" was said with its age in mind already.
+        if r.verdict.answer is Answer.SILENT or not r.streaming:
             answers[r.node] = r.verdict.answer
     refused = [n for n, a in answers.items() if a is Answer.REFUSED]
     silent = [n for n, a in answers.items() if a is Answer.SILENT]

@@ -117,7 +117,7 @@ def standby(node: NodeId, **changes: Any) -> NodeReport:
 
 def lost(node: NodeId, answer: Answer, **changes: Any) -> NodeReport:
     """A standby whose stream ended and that gets this answer from a."""
-    return standby(node, streaming=False, verdict=Verdict(TERM, A, answer), **changes)
+    return standby(node, **{"streaming": False, "verdict": Verdict(TERM, A, answer), **changes})
 
 
 def promise(node: NodeId, lsn: int, term: int = TERM + 1, timeline: int = TIMELINE) -> Promise:

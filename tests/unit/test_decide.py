@@ -124,6 +124,12 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
     ("everybody is refused: at once", snap(view(), lost(B, Answer.REFUSED), lost(C, Answer.REFUSED)), 0, revokes),
     ("one is refused, one is served", snap(view(), primary(), lost(B, Answer.REFUSED), standby(C)), 60, waits),
     ("nobody gets an answer", snap(view(), lost(B, Answer.SILENT), lost(C, Answer.SILENT)), 0, revokes),
+    (
+        "nobody gets an answer, and the dead streams have not been given up yet",
+        snap(view(), lost(B, Answer.SILENT, streaming=True), lost(C, Answer.SILENT, streaming=True)),
+        0,
+        revokes,
+    ),
     ("one alone gets no answer", snap(view(), primary(), lost(B, Answer.SILENT), standby(C)), 60, waits),
     ("the agent is gone but its server serves", snap(view(), standby(B), standby(C)), 60, waits),
     ("a lone primary has no successor", snap(view(rules=ALONE), DEAD, standby(B), standby(C)), 60, waits),
