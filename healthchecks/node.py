@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.model import Event, Member, NodeId, Snapshot, format_lsn, unstamped
+from cluster.model import Event, Member, NodeId, Position, Snapshot, format_lsn, unstamped
 from healthchecks.role import Claim, Facts, Role
 from postgres.check_queries import Vitals
-from postgres.instance import InstanceState
+from postgres.instance import InstanceState, Walsender
 
 Json = dict[str, Any]
 ROLES = {Role.PRIMARY: "primary", Role.STANDBY: "standby", Role.NONE: None}
@@ -70,21 +70,30 @@ def _job(local: InstanceState) -> Json | None:
     return {"kind": str(job.kind), "running": job.running, "error": job.error, "progress": job.progress}
 
 
+def standby_lag(sender: Walsender, here: Position | None) -> tuple[int | None, float | None]:
+    """How far a standby is behind its server at `here`: bytes and seconds. None: unknown.
+
+    PostgreSQL knows no seconds once a standby has caught up and nothing more is written: that is none at all."""
+    if here is None or sender.flushed is None:
+        return None, sender.lag_s
+    behind = max(0, here.lsn - sender.flushed)
+    return behind, 0.0 if sender.lag_s is None and behind == 0 else sender.lag_s
+
+
 def _standbys(local: InstanceState) -> list[Json]:
     """Who streams from this server, and how far behind each is in bytes and seconds; null means unknown."""
-    here = local.position.lsn if local.position is not None else None
     found = []
     for sender in local.walsenders:
         ours = unstamped(sender.name)
-        lag = max(0, here - sender.flushed) if here is not None and sender.flushed is not None else None
+        behind, late = standby_lag(sender, local.position)
         found.append(
             {
                 "node": ours[0] if ours is not None else sender.name,
                 "term": ours[1] if ours is not None else None,
                 "state": sender.state,
                 "sync_state": sender.sync_state,
-                "lag_bytes": lag,
-                "lag_s": finite(sender.lag_s) if sender.lag_s is not None else None,
+                "lag_bytes": behind,
+                "lag_s": finite(late) if late is not None else None,
             }
         )
     return found

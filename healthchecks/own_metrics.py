@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from cluster.model import Phase, unstamped
 from healthchecks.exposition import Definition, Family, Value, label_text
+from healthchecks.node import standby_lag
 from healthchecks.provider import BackupStats, FenceState, PoolerStats, StoreStats
 from healthchecks.role import Claim, Facts, Role
 from postgres.instance import Run
@@ -167,9 +168,9 @@ def add_node(out: Collected, facts: Facts, claim: Claim) -> None:
         ours = unstamped(sender.name)
         name = ours[0] if ours is not None else sender.name
         out.put(STANDBY_STREAMS, sender.state == "streaming", standby=name, sync_state=sender.sync_state)
-        out.put(LAG_SECONDS, sender.lag_s, standby=name)
-        if sender.flushed is not None and local.position is not None:
-            out.put(LAG_BYTES, max(0, local.position.lsn - sender.flushed), standby=name)
+        behind, late = standby_lag(sender, local.position)
+        out.put(LAG_BYTES, behind, standby=name)
+        out.put(LAG_SECONDS, late, standby=name)
 
 
 def add_cluster(out: Collected, facts: Facts, safe: bool, candidates: Iterable[str]) -> None:
