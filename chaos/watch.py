@@ -49,16 +49,17 @@ class Watcher:
     def _run(self) -> None:
         while not self._closing:
             command = ["etcdctl", f"--endpoints={self._endpoints}", "watch", "--prefix", self.keys.prefix]
-            self._process = subprocess.Popen(
+            with subprocess.Popen(
                 [*command, f"--rev={self._revision}", "-w", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-            )
-            assert self._process.stdout is not None, "it was asked for"
-            self._read(self._process.stdout)
-            self._process.wait()
+            ) as self._process:
+                if self._closing:
+                    self._process.kill()
+                assert self._process.stdout is not None, "it was asked for"
+                self._read(self._process.stdout)
             if not self._closing:
                 time.sleep(0.2)
 
