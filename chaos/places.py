@@ -21,6 +21,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     foreign = ("FLYPG_", "PG", "FLY_", "SU_PASSWORD", "OPERATOR_PASSWORD", "REPL_PASSWORD", "PRIMARY_REGION")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     kept["ETCDCTL_API"] = "3"
+    kept["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)  # the same checkout, from any directory
     return {**kept, **settings}
 
 

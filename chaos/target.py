@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from chaos.netns import Network
 from chaos.places import Node, Place, environment
@@ -89,7 +89,7 @@ class Target:
         names = list(self.nodes) if nodes is None else list(nodes)
         self._until(lambda: self.watch.unhealthy(names), timeout_s, [self.nodes[name] for name in names])
 
-    def _until(self, missing: Callable[[], str], timeout_s: float, places: Iterable[Place]) -> None:
+    def _until(self, missing: Callable[[], str], timeout_s: float, places: Collection[Place]) -> None:
         until = time.monotonic() + timeout_s
         told = ""
         while why := missing():
@@ -97,7 +97,10 @@ class Target:
                 self._say(f"waiting: {why}")
                 told = why
             dead = [place for place in places if place.process is not None and place.process.poll() is not None]
-            if time.monotonic() > until or (dead and isinstance(dead[0], Place) and dead[0].name.startswith("e")):
+            if dead:
+                words = "\n".join(f"--- {place.name}\n{place.last_words()}" for place in dead)
+                raise TestbedError(f"{', '.join(place.name for place in dead)} ended by itself; {why}\n{words}")
+            if time.monotonic() > until:
                 words = "\n".join(f"--- {place.name}\n{place.last_words()}" for place in places)
                 raise TestbedError(f"not ready after {timeout_s:g} s: {why}\n{words}")
             time.sleep(0.05)

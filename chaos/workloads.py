@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.history import NEVER, BankRead, Outcome, RegisterOp, Step, Txn
+from chaos.places import environment
 from chaos.wire import Wire, WireError, connect
 
 ACCOUNTS, TOTAL = 6, 600
@@ -217,7 +218,9 @@ class Load:
         with os.fdopen(descriptor, "w") as file:
             json.dump({"endpoints": list(endpoints), "log": str(self._log), "seed": seed}, file)
         command = [sys.executable, "-m", "chaos.workloads", str(job)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, env=environment({}), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
 
     def stop(self) -> Observed:
         if self._process.poll() is None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TextIO
 
 from chaos.history import Outcome, Write
+from chaos.places import environment
 from chaos.wire import Wire, WireError, connect
 
 TABLE = "flypg_drill"
@@ -157,7 +158,9 @@ class Probe:
                 {"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id, "prefix": prefix}, file
             )
         command = [*before, sys.executable, "-m", "chaos.writer", str(self._job)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, env=environment({}), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
 
     def writes(self) -> list[Write]:
         with self.log.open(encoding="utf-8") as file:
