@@ -54,8 +54,9 @@ integration: .venv/.ready-dev  ## tests with real servers only
 soak: .venv/.ready-dev  ## simulate SEEDS=… runs
 	@$(PYTHON) -m tests.simulation.soak --seeds $(SEEDS)
 
-bench: .venv/.ready-dev  ## measure every fault RUNS=… times
+bench: .venv/.ready-dev  ## measure every fault RUNS=… times, and checks and scrapes
 	@$(FLYPG) drill bench --runs $(RUNS)
+	@$(PYTHON) -m benchmarks.http
 
 lock: .venv/.ready-dev  ## pin the newest versions that pyproject.toml allows
 	@scripts/lock
