@@ -50,6 +50,8 @@ class Memory:
     applied: Rule | None = None
     barrier_term: int = 0
     ready_for: str = ""
+    stop_seen: tuple[str, float] = ("", 0.0)  # the switchover that asks the primary to stop, and since when
+    drained: str = ""  # the switchover for which this node's pooler holds and has drained
     roles_ready: bool = False
     promoting: int = 0
     asked: Rule | None = None

@@ -7,14 +7,16 @@ cut it off anywhere. It is simply run again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.adopt import rule_of
 from agent.execute import Memory, Performer
 from agent.local import Local
 from agent.plan import plan_next
 from agent.report import make_report, worth_telling
-from agent.steps import Barrier, Follow, GivePromise, Plan, Promote, PromiseStopped
+from agent.steps import Barrier, Follow, GivePromise, Plan, PromiseStopped, Promote
 from cluster import authority
 from cluster.clock import Clock
 from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
@@ -22,10 +24,12 @@ from cluster.model import (
     Answer,
     Disk,
     Durability,
+    HandoverStage,
     LeaseProof,
     Member,
     NodeReport,
     Phase,
+    Rule,
     Snapshot,
     Upstream,
     unstamped,
@@ -90,6 +94,7 @@ class Keeper:
         self.looked_at = float("-inf")  # boottime of the last look
         self.memory = Memory()
         self.problem = ""
+        self.drained: Callable[[str], bool] = lambda request: True  # do this node's routers hold, for that switchover?
         self._store = store
         self._lease_keeper = lease
         self._instance = instance
@@ -122,6 +127,7 @@ class Keeper:
             inst = await self._look()
         self._aim()
         now = self._clock.boottime()
+        self._drain(now)
         plan = plan_next(self.snap, self._local(inst), self.member, now)
         urgent = isinstance(plan.step, URGENT)
         if not urgent:
@@ -172,6 +178,17 @@ class Keeper:
         if primary is not None:
             self._watch.target(Upstream(primary.node, primary.host, primary.ports.postgres, view.term))
 
+    def _drain(self, now: float) -> None:
+        """Note since when the primary is to stop for a switchover, and whether our clients are held for it."""
+        view = self.snap.view if self.snap is not None else None
+        if view is None or view.handover is None or view.handover.stage is not HandoverStage.STOP:
+            return
+        request = view.handover.request
+        if self.memory.stop_seen[0] != request:
+            self.memory.stop_seen = (request, now)
+        if self.drained(request):
+            self.memory.drained = request
+
     def _local(self, inst: InstanceState) -> Local:
         assert self._words is not None, "read before"
         m = self.memory
@@ -183,6 +200,8 @@ class Keeper:
             applied=m.applied,
             barrier_term=m.barrier_term,
             ready_for=m.ready_for,
+            stop_seen=m.stop_seen,
+            drained=m.drained,
             roles_ready=m.roles_ready,
             promoting=m.promoting,
             asked=m.asked,
@@ -197,9 +216,9 @@ class Keeper:
     async def _tell(self, inst: InstanceState) -> None:
         """Write the report when something changed that somebody acts on, or when etcd shows another one: a write of
         ours that was given up may have been applied late, over a newer one."""
-        if self.fresh and self.snap is not None and self._told is not None:
-            if worth_telling(self.snap.reports.get(self.member.node), self._told):
-                self._told = None
+        shown = self.snap.reports.get(self.member.node) if self.fresh and self.snap is not None else self._told
+        if self._told is not None and worth_telling(shown, self._told):
+            self._told = None
         report = make_report(
             self.member, inst, self.snap, self.memory, self._watch.answer(), self._told, self.problem, self._config
         )
@@ -229,27 +248,35 @@ class Keeper:
 
     def _arm(self, inst: InstanceState) -> None:
         """Tell the fence until when this node may be primary."""
-        view = self.snap.view if self.snap is not None else None
-        if inst.run is Run.DOWN or inst.in_recovery or view is None or self.snap is None or self.snap.spec.paused:
+        snap = self.snap
+        if inst.run is Run.DOWN or inst.in_recovery or (snap is not None and (snap.view is None or snap.spec.paused)):
             self.authority_until = 0.0
             self._fence.disarm()
             return
         if inst.in_recovery is None and self.memory.was_standby:
             return
-        if view.primary != self.member.node:
+        rules: tuple[Rule, ...] = ()
+        term = 0
+        if snap is None or snap.view is None:  # found running, and etcd has not answered yet: its own rule may speak
+            own = rule_of(inst.names, self.member.node)
+            if own is not None and not own.lone:  # alone it could be of an asynchronous cluster: only etcd knows
+                term, rules = own.term, (own,)
+        elif snap.view.primary != self.member.node:
             return  # deposed: the plan stops it at once, and the last word to the fence still counts down
+        else:
+            term, rules = snap.view.term, snap.view.rules
         replied = {}
         for sender in inst.walsenders:
             name = unstamped(sender.name)
-            if name is not None and name[1] == view.term and sender.state == "streaming" and sender.reply_seen_at:
+            if name is not None and name[1] == term and sender.state == "streaming" and sender.reply_seen_at:
                 replied[name[0]] = sender.reply_seen_at
         self.authority_until = authority.valid_until(
-            view.rules,
+            rules,
             self.lease,
             replied,
             margin_s=self._config.margin_s,
             window_s=self._config.ttl_s - self._config.margin_s,
-            asynchronous=self.snap.spec.durability is Durability.ASYNC,
+            asynchronous=snap is not None and snap.spec.durability is Durability.ASYNC,
         )
         self.authority_until = max(self.authority_until, self._grace_until)
         self._fence.arm(self.authority_until)

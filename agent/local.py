@@ -27,6 +27,8 @@ class Local:
     applied: Rule | None = None  # the rule this server demonstrably runs, barrier passed
     barrier_term: int = 0
     ready_for: str = ""  # the switchover it has run a CHECKPOINT for
+    stop_seen: tuple[str, float] = ("", 0.0)  # the switchover that asks the primary to stop, and since when
+    drained: str = ""  # the switchover for which this node's pooler holds and has drained
     roles_ready: bool = False  # this run of the agent has made sure of flypg's users
     promoting: int = 0  # the term whose promotion was asked for
     asked: Rule | None = None  # the rule under which that promotion was asked for

@@ -11,6 +11,7 @@ from typing import Any
 from agent.fence import Fence
 from agent.keeper import Keeper, KeeperConfig
 from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_loop, sentinel_loop
+from agent.pooling import GONE, Pooling, access_loop
 from agent.provider import NodeProvider
 from agent.reader import SharedStore
 from agent.region import seed_region
@@ -18,8 +19,10 @@ from agent.routing.haproxy import HAProxy
 from agent.routing.target import choose_route
 from agent.slots import slots_loop
 from agent.wiring import Parts
+from backups.notes import Notes
+from backups.service import BackupService
 from cluster.clock import SystemClock
-from cluster.model import Answer, Upstream
+from cluster.model import Answer, Upstream, Verdict
 from healthchecks.server import HttpServer
 from postgres.config import OPERATOR
 from postgres.disk import StateFile
@@ -77,7 +80,7 @@ class Node:
         self.watch = PrimaryWatch(
             {"user": OPERATOR, "password": parts.instance.passwords.operator, "sslmode": parts.instance.sslmode},
             stream_age=self.instance.stream_age_s,
-            on_change=lambda _: self.keeper_wake.ring(),
+            on_change=self._watched,
         )
         self.haproxy = HAProxy(parts.haproxy)
         self.keeper = Keeper(
@@ -92,6 +95,8 @@ class Node:
             log=logging.getLogger("flypg.keeper"),
             config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version, parts.sentinel),
         )
+        self.pooling = Pooling(parts.pooler, self.clock, self.fence.unpause, self.keeper_wake.ring)
+        self.keeper.drained = self.pooling.drained
         self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
             cluster=parts.cluster,
@@ -103,6 +108,10 @@ class Node:
             restart_routing=self.restart_routing,
             ttl_s=parts.ttl_s,
         )
+        notes = Notes(parts.etcd, parts.cluster)
+        self.backups = BackupService(parts.backups, parts.facts, notes, lambda: self.store.snapshot)
+        self.provider.backups = self.backups.status
+        self.provider.pools = self.pooling.stats
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self._routed: object = None
 
@@ -110,10 +119,17 @@ class Node:
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
 
+    def _watched(self, verdict: Verdict) -> None:
+        """How the primary is found has changed: pooled clients wait while it is gone."""
+        if verdict.answer in GONE:
+            self.pooling.hold()
+        self.keeper_wake.ring()
+
     async def start(self) -> None:
         """Bring up what serves before the first turn. Raises FlypgError when a part cannot be started."""
         await self.fence.start()
         await self.haproxy.start()
+        await self.pooling.start()
         await self.http.start()
 
     def tasks(self) -> list[Coroutine[Any, Any, Any]]:
@@ -125,6 +141,8 @@ class Node:
             parts.store.watch(self.store.changed),
             self.watch.run(),
             slots_loop(self.keeper, self.instance, parts.instance, self.log),
+            access_loop(self.keeper, parts.instance, parts.pooler, self.log),
+            self.backups.run(),
             seed_region(self.store, parts.primary_region, self.log),
         ]
         if parts.sentinel:
@@ -144,6 +162,7 @@ class Node:
             await self.haproxy.route(route)
             self._routed = route
             self.log.info("route", extra={"to": str(route.primary or "held"), "why": route.why})
+        self.pooling.route(route.primary, snap, self.keeper.seen, self.watch.verdict, self.parts.member.node)
         self.http.wake()
 
     async def restart_routing(self) -> None:
@@ -158,9 +177,12 @@ class Node:
         await asyncio.gather(self.http.stop(), return_exceptions=True)
         if leave_running:
             await self.haproxy.abandon()
+            await self.pooling.abandon()
             await self.fence.abandon()
         else:
+            await self.backups.stop()
             await self.haproxy.stop()
+            await self.pooling.stop()
             await self.fence.stop()
         await self.instance.close()
         await self.parts.etcd.close()

@@ -35,6 +35,7 @@ from cluster.quorum import missing
 from postgres.instance import Data, Run
 
 RESTART_AFTER_S = 3.0  # a primary whose standbys could take over leaves them this time before it restarts in place
+DRAIN_S = 0.5  # in a switchover, for pooled transactions to end before the primary stops
 START_PAUSE_S = 5.0  # between two starts in place
 
 
@@ -62,7 +63,7 @@ def as_primary(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         if view.phase is Phase.FOUNDING:
             return Plan(Stop(fast=True), "data that was a standby's is to found the cluster: start it as primary")
         return Plan(Stop(fast=True), f"this node is primary of term {view.term} but runs as a standby: start it anew")
-    return _serving(snap, view, local)
+    return _serving(snap, view, local, now)
 
 
 def _recently(at: float | None, now: float) -> bool:
@@ -106,7 +107,7 @@ def _promoting(view: View, local: Local) -> Plan:
     assert rule is not None
     if inst.in_recovery:
         if inst.position is not None and inst.position.timeline == view.timeline:
-            return Plan(Stop(fast=True), f"it had been promoted to timeline {view.timeline} before: start it as primary")
+            return Plan(Stop(fast=True), f"it was promoted to timeline {view.timeline} before: start it as primary")
         if local.promoting == view.term:
             return Plan(None, f"promotion to timeline {view.timeline} was asked for", soon=True)
         return Plan(Promote(view.term, view.timeline, rule), f"chosen for term {view.term}, timeline {view.timeline}")
@@ -125,13 +126,25 @@ def _promoting(view: View, local: Local) -> Plan:
     return Plan(None, "the barrier was passed; waiting for the term to be opened", soon=True)
 
 
-def _serving(snap: Snapshot, view: View, local: Local) -> Plan:
+def _undrained(snap: Snapshot, view: View, local: Local, now: float) -> list[NodeId]:
+    """Nodes whose pooler still runs transactions that the stop for this switchover would break; none after a while."""
+    request, since = local.stop_seen
+    if view.handover is None or view.handover.request != request or now - since >= DRAIN_S:
+        return []
+    told = {n: r.drained for n, r in snap.reports.items() if view.member(n) is not None}
+    return sorted(n for n, drained in (told | {local.me: local.drained}).items() if drained != request)
+
+
+def _serving(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     inst, rule, me = local.instance, view.rule, local.me
     assert rule is not None
     if inst.position is not None and inst.position.timeline != view.timeline:
         return Plan(Stop(fast=False), f"it serves timeline {inst.position.timeline}, not {view.timeline}", problem=True)
     if _stopping_for(view.handover, me):
-        return Plan(Stop(fast=True), f"switchover to {view.handover.target if view.handover else '?'}")
+        target = view.handover.target if view.handover else "?"
+        if nodes := _undrained(snap, view, local, now):
+            return Plan(None, f"switchover to {target}: transactions pooled by {', '.join(nodes)} end first", soon=True)
+        return Plan(Stop(fast=True), f"switchover to {target}")
     if not local.roles_ready and view.phase is Phase.FOUNDING:
         return Plan(CreateRoles(), "the users flypg works with must exist before anybody needs them")
     if local.applied != rule:

@@ -173,7 +173,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
                 None, f"{upstream.node} is not ready to be rewound from (its control file shows an older timeline)"
             )
         if end == local.rewound_from:
-            return Plan(Copy(upstream), f"rewinding found nothing to do at {end}, yet that is off the line: copy afresh")
+            return Plan(Copy(upstream), f"rewinding found nothing to do at {end}, yet it is off the line: copy afresh")
         return Plan(Rewind(upstream), f"its WAL ended at {end}, beyond the fork of timeline {view.timeline}")
     if control is not None and control.clean_primary:
         return Plan(StartStandby(upstream), f"stopped in order at {end}: it follows {upstream.node}")

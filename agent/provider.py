@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from agent.fence import Fence
 from agent.keeper import Keeper
 from agent.reader import SharedStore
+from backups.service import BackupStatus
 from cluster.clock import Clock
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, NodeId, Snapshot
@@ -43,6 +44,8 @@ class NodeProvider:
         self._instance = instance
         self._restart_routing = restart_routing
         self._ttl_s = ttl_s
+        self.backups: Callable[[], BackupStatus] | None = None  # None until they are wired
+        self.pools: Callable[[], PoolerStats | None] = lambda: None
 
     @property
     def clock(self) -> Clock:
@@ -91,10 +94,23 @@ class NodeProvider:
         )
 
     def backup_stats(self) -> BackupStats | None:
-        return None
+        status = self.backups() if self.backups is not None else None
+        if status is None or not status.url:
+            return None
+        history, now = status.history, self._clock.wall()
+        return BackupStats(
+            snapshots=history.kept,
+            newest_age_s=now - history.ok_at if history.ok_at is not None else None,
+            newest_bytes=history.ok_bytes,
+            oldest_age_s=now - history.oldest_at if history.oldest_at is not None else None,
+            verified_age_s=now - history.verified_at if history.verified_at is not None else None,
+            last_succeeded=history.failures == 0 if history.ok_at or history.failed_at else None,
+            failures_total=history.failures,
+            archive_ready_segments=status.wal.ready if status.wal is not None else None,
+        )
 
     def pool_stats(self) -> PoolerStats | None:
-        return None
+        return self.pools()
 
     def store(self) -> OperatorStore:
         return self._store

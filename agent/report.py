@@ -105,6 +105,7 @@ def make_report(
         barrier_term=memory.barrier_term,
         checkpoint_timeline=inst.control.timeline if inst.control is not None else 0,
         handover_ready=memory.ready_for,
+        drained=memory.drained,
         pending_restart=inst.pending_restart,
         problem=problem,
         sentinel=config.sentinel,

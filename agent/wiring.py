@@ -12,6 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
+from agent.routing.pooler_config import PoolerSettings
+from backups.config import BackupConfig, read_config, values_of
+from backups.service import NodeFacts, archive_settings
 from cluster.clock import SystemClock
 from cluster.endpoints import nearest
 from cluster.errors import InstanceError, SettingsError
@@ -23,6 +26,7 @@ from healthchecks.config import HttpConfig
 from healthchecks.settings import configured
 from postgres.command import account
 from postgres.config import InstanceConfig, Passwords
+from postgres.roles import pooler_password
 
 ANY = ("0.0.0.0", "::")
 NEAR_S = 0.1  # for a connection to a primary in this region; a client that is held is tried again as often
@@ -39,7 +43,10 @@ class Parts:
     store: EtcdStore
     instance: InstanceConfig
     haproxy: HAProxySettings
+    pooler: PoolerSettings | None  # None: PgBouncer is not installed
     http: HttpConfig
+    backups: BackupConfig
+    facts: NodeFacts
     state_file: Path
     ttl_s: float
     renew_s: float
@@ -72,6 +79,18 @@ def assemble(settings: Settings) -> Parts:
     )
     base = settings.data_dir
     listen = addresses(settings.listen)
+    backups = read_config(values_of(settings), base)
+    facts = NodeFacts(
+        node=settings.node,
+        cluster=settings.cluster,
+        data_dir=base,
+        pgdata=settings.pgdata,
+        run_dir=base / "run",
+        postgres_port=settings.ports.postgres,
+        user=user,
+        programs=str(settings.pg_bin_dir),
+    )
+    archiving = archive_settings(backups, facts)
     instance = InstanceConfig(
         pgdata=settings.pgdata,
         conf=base / "conf",
@@ -82,6 +101,8 @@ def assemble(settings: Settings) -> Parts:
         passwords=passwords(settings),
         listen=settings.listen,
         user=user,
+        archive_command=archiving.command,
+        archive_timeout_s=archiving.timeout_s,
     )
     haproxy = HAProxySettings(
         run_dir=base / "run",
@@ -106,7 +127,10 @@ def assemble(settings: Settings) -> Parts:
         store=store,
         instance=instance,
         haproxy=haproxy,
+        pooler=_pooler(settings, instance, listen, user or ""),
         http=configured(http, settings.values),
+        backups=backups,
+        facts=facts,
         state_file=base / "state.json",
         ttl_s=settings.lease_ttl_s,
         renew_s=settings.lease_renew_s,
@@ -116,6 +140,20 @@ def assemble(settings: Settings) -> Parts:
         stop_within_s=10.0,
         version=metadata.version("flypg"),
         primary_region=settings.primary_region,
+    )
+
+
+def _pooler(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...], user: str) -> PoolerSettings | None:
+    if settings.pgbouncer is None:
+        return None
+    return PoolerSettings(
+        run_dir=instance.run / "pooler",
+        log_dir=instance.log,
+        port=settings.ports.pooler,
+        password=pooler_password(instance.passwords.operator),
+        listen=listen,
+        user=user,
+        program=str(settings.pgbouncer),
     )
 
 

@@ -240,6 +240,7 @@ class NodeReport:
     checkpoint_timeline: int = 0  # timeline in its control file: it may be a source for pg_rewind once it is current
     standbys: tuple[StandbySeen, ...] = ()  # as primary
     handover_ready: str = ""  # id of the switchover this primary is prepared for
+    drained: str = ""  # id of the switchover for which its pooler holds clients and has no transaction left that runs
     pending_restart: tuple[str, ...] = ()
     problem: str = ""  # what keeps it from its next step, for people
     sentinel: bool = True  # a sentinel runs beside it

@@ -1,0 +1,158 @@
+"""The pooler as a part of the agent: when its clients are held, what it needs to know of users, how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Never
+
+from agent.keeper import Keeper
+from agent.routing.pooler import LastWill, Pooler
+from agent.routing.pooler_admin import Rows
+from agent.routing.pooler_config import PoolerSettings
+from agent.routing.target import Address
+from cluster.clock import Clock
+from cluster.errors import CommandFailed, FlypgError
+from cluster.model import Answer, NodeId, Phase, Snapshot, Verdict
+from cluster.pool import PoolMode, modes
+from healthchecks.provider import PoolerStats, PoolStats
+from postgres import roles
+from postgres.config import InstanceConfig
+from postgres.connection import Connection, connect_local
+from postgres.doors import Doors
+from postgres.instance import InstanceState, Run
+
+GONE = (Answer.REFUSED, Answer.SILENT)
+ACCESS_EVERY_S = 60.0
+ACCESS_WITHIN_S = 20.0
+STATS_AGE_S = 5.0
+
+
+class Pooling:
+    """This node's pooler, if there is one."""
+
+    def __init__(
+        self, settings: PoolerSettings | None, clock: Clock, last_will: LastWill, on_drained: Callable[[], None]
+    ) -> None:
+        self.pooler = Pooler(settings, clock, last_will, on_drained) if settings is not None else None
+        self._sessions = True  # every pool is in session mode: a hold does not drain
+        self._stats: PoolerStats | None = None
+        self._asked_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
+        self._log = logging.getLogger("flypg.pooler")
+
+    async def start(self) -> None:
+        """Without a pooler the cluster serves all the same: what fails is logged."""
+        if self.pooler is not None:
+            try:
+                await self.pooler.start()
+            except (CommandFailed, OSError) as error:
+                self._log.error("no pooler", extra={"error": str(error)})
+
+    async def stop(self) -> None:
+        await self._end_asking()
+        if self.pooler is not None:
+            await self.pooler.stop()
+
+    async def abandon(self) -> None:
+        await self._end_asking()
+        if self.pooler is not None:
+            await self.pooler.abandon()
+
+    def hold(self) -> None:
+        """The primary is suspected to be gone: pooled clients wait instead of failing, until the next `route`."""
+        if self.pooler is not None:
+            self.pooler.hold()
+
+    def route(
+        self,
+        primary: Address | None,
+        snap: Snapshot,
+        seen: InstanceState | None,
+        verdict: Verdict | None,
+        me: NodeId,
+    ) -> None:
+        """Pooled clients go to `primary`, or wait: while there is none, and while it is found to be gone."""
+        view = snap.view
+        if self.pooler is None or view is None:
+            return
+        if view.primary == me:
+            gone = seen is not None and seen.run is Run.DOWN
+        else:
+            gone = verdict is not None and verdict.term == view.term and verdict.answer in GONE
+        spec = snap.spec
+        self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
+        self.pooler.route(None if gone else primary, spec, max(1, len(view.members)))
+
+    def drained(self, request: str) -> bool:
+        """Does no pooled transaction run any more? Sessions of session mode are not waited for: they do not end."""
+        pooler = self.pooler
+        if pooler is None or pooler.pid is None or pooler.drained:
+            return True
+        return self._sessions and pooler.held
+
+    def stats(self) -> PoolerStats | None:
+        """As last seen; asked anew when that was some seconds ago. None: there is no pooler, or it was never asked."""
+        now = asyncio.get_running_loop().time()
+        if self.pooler is not None and now - self._asked_at > STATS_AGE_S:
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask(self.pooler), name="pool statistics")
+        return self._stats
+
+    async def _ask(self, pooler: Pooler) -> None:
+        try:
+            self._stats = PoolerStats(True, pool_stats(await pooler.console.ask("SHOW POOLS")))
+        except CommandFailed:
+            self._stats = PoolerStats(False)
+
+    async def _end_asking(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+
+def pool_stats(rows: Rows) -> tuple[PoolStats, ...]:
+    """SHOW POOLS, without the console's own."""
+    return tuple(
+        PoolStats(
+            database=row["database"],
+            user=row["user"],
+            client_active=int(row["cl_active"]),
+            client_waiting=int(row["cl_waiting"]),
+            server_active=int(row["sv_active"]),
+            server_idle=int(row["sv_idle"]),
+            server_used=int(row["sv_used"]),
+            maxwait_s=int(row["maxwait"]) + int(row.get("maxwait_us", "0")) / 1e6,
+        )
+        for row in rows
+        if row["database"] != "pgbouncer"
+    )
+
+
+async def access_loop(
+    keeper: Keeper, config: InstanceConfig, pooler: PoolerSettings | None, log: logging.Logger
+) -> Never:
+    """On the primary: databases made since follow the roles, and the pooler may look users up in them."""
+
+    async def connect(database: str) -> Connection:
+        return await connect_local(config, name="flypg access", database=database)
+
+    password = pooler.password if pooler is not None else None
+    done_term = 0
+    while True:
+        await asyncio.sleep(1.0 if done_term == 0 else ACCESS_EVERY_S)
+        view = keeper.snap.view if keeper.snap is not None else None
+        if view is None or view.phase is not Phase.OPEN or view.primary != keeper.member.node:
+            continue
+        seen = keeper.seen
+        if view.handover is not None or seen is None or not seen.gate_open or seen.run is not Run.UP:
+            continue
+        doors = Doors(connect)
+        try:
+            changed = await doors.work(roles.follow(doors.open, pooler=password), ACCESS_WITHIN_S)
+            done_term = view.term
+            if changed:
+                log.info("databases follow the roles", extra={"databases": ", ".join(changed)})
+        except FlypgError as error:
+            log.warning("databases do not follow the roles yet", extra={"error": str(error)})
