@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,11 +54,22 @@ class ArchiverProcess:
         self.status = None
         if now.timeline == 0:
             return
-        if self._pid is not None:
-            reap(self._pid)
+        if self._alive():
+            return  # it is starting
         argv = [sys.executable, "-m", "backups.run", "wal", *arguments]
         self._pid = await asyncio.to_thread(spawn, argv, user=None, output=self._log_file, env=self._environment)
         log.info("archiver_started", extra={"pid": self._pid})
+
+    def _alive(self) -> bool:
+        if self._pid is None:
+            return False
+        reap(self._pid)
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            self._pid = None
+            return False
+        return True
 
     async def _say(self, now: Standing) -> bool:
         """False: nobody listens."""

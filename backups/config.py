@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from backups.retention import Keep
 from backups.wal import WalOptions
 from cluster import values as read
 from cluster.errors import SettingsError
+from cluster.settings import Settings
 from postgres.files import size_bytes
 
 FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", "S3_ARCHIVE_CONFIG")
@@ -110,6 +112,12 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
         key_file=values.get("FLYPG_SNAPSHOT_KEY_FILE", ""),
         values={k: v for k, v in values.items() if k.startswith(FORWARDED)},
     )
+
+
+def values_of(settings: Settings) -> dict[str, str]:
+    """What an agent reads its backup settings from: its own, and those of the tools of others."""
+    foreign = {k: v for k, v in os.environ.items() if k.startswith("AWS_") or k == FLEX_KEY}
+    return foreign | dict(settings.values)
 
 
 def _s3(values: Mapping[str, str], url: str) -> S3Options | None:

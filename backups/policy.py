@@ -24,6 +24,12 @@ class RunHistory:
     failed_at: float | None = None
     failures: int = 0  # in a row, since the last success
     error: str = ""
+    ok_bytes: int | None = None  # what the last one takes in the repository
+    kept: int = 0  # how many there are
+    oldest_at: float | None = None
+    verified_at: float | None = None  # when one was last restored in a test, and could be
+    verified_s: float | None = None  # how long that restore took
+    doubt: str = ""  # what the last restore test found wrong; "" when nothing
 
 
 @dataclass(frozen=True, slots=True)

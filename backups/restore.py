@@ -137,7 +137,8 @@ async def _recover(
     if plan.target.kind is TargetKind.SNAPSHOT:
         await server.start({})  # the WAL inside the snapshot, as after a crash
         return await _finish(server)
-    fetcher = WalFetcher(path, highest_timeline=plan.timeline, segment_bytes=plan.snapshot.segment_bytes, owner=owner)
+    size = plan.snapshot.segment_bytes
+    fetcher = WalFetcher(path, server.data, highest_timeline=plan.timeline, segment_bytes=size, owner=owner)
     lines = LineServer(home / "wal", fetcher.handle, owner)
     settings = {
         "restore_command": restore_command(home, home / "wal", owner),

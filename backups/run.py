@@ -106,6 +106,7 @@ def _sweep(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[s
     swept = sweep(path, config.keep)
     return {
         "kept": len(swept.retention.keep),
+        "oldest_at": min((s.finished_at for s in swept.retention.keep), default=None),
         "deleted": [s.id for s in swept.retention.delete],
         "wal_files": swept.wal_files,
         "wal_bytes": swept.wal_bytes,

@@ -73,12 +73,20 @@ class BackupStatus:
     warnings: tuple[str, ...] = ()
 
 
-def archive_settings(config: BackupConfig, facts: NodeFacts) -> dict[str, str]:
-    """What PostgreSQL is configured with. Without archiving its command does nothing, so that no restart is needed."""
+@dataclass(frozen=True, slots=True)
+class ArchiveSettings:
+    """What PostgreSQL is configured with."""
+
+    command: str  # "" means no archive
+    timeout_s: int
+
+
+def archive_settings(config: BackupConfig, facts: NodeFacts) -> ArchiveSettings:
+    """How PostgreSQL is to archive on this node; the client it needs is put into place."""
     if not config.archive:
-        return {"archive_mode": "on", "archive_command": "", "archive_timeout": "0"}
+        return ArchiveSettings("", 0)
     command = archive_command(facts.run_dir, facts.socket, account(facts.user))
-    return {"archive_mode": "on", "archive_command": command, "archive_timeout": f"{config.archive_timeout_s}s"}
+    return ArchiveSettings(command, config.archive_timeout_s)
 
 
 class BackupService:
@@ -223,19 +231,35 @@ class BackupService:
             made = await self._child("snapshot", path, "--id", snapshot, "--conninfo", self._facts.conninfo)
         except (CommandFailed, CommandTimedOut) as error:
             failures = self._history.failures + 1
-            self._history = replace(self._history, failed_at=self._wall(), failures=failures, error=str(error))
             log.error("snapshot_failed", extra={"error": str(error), "failures": failures})
-            await self._notes.write_history(self._history, self._whose)
+            await self._remember(failed_at=self._wall(), failures=failures, error=str(error))
             return
-        self._history = RunHistory(ok_at=self._wall(), ok_id=str(made["id"]))
+        size = int(made["stored_bytes"])
+        await self._remember(
+            ok_at=self._wall(), ok_id=str(made["id"]), ok_bytes=size, failures=0, failed_at=None, error=""
+        )
+        log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
+        if done := await self._try("sweep", path):
+            await self._remember(kept=int(done["kept"]), oldest_at=done["oldest_at"])
+        if self._config.verify and (done := await self._try("verify", path)) and done["id"]:
+            if done["ok"]:
+                await self._remember(verified_at=done["at"], verified_s=done["restore_s"], doubt="")
+            else:
+                await self._remember(doubt=f"{done['id']}: {done['text']}")
+
+    async def _remember(self, **facts: Any) -> None:
+        self._history = replace(self._history, **facts)
         await self._notes.write_history(self._history, self._whose)
-        log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": made["stored_bytes"]})
-        for work in ("sweep", "verify") if self._config.verify else ("sweep",):
-            try:
-                done = await self._child(work, path)
-                log.info(work, extra={"result": done})
-            except (CommandFailed, CommandTimedOut) as error:
-                log.warning(f"{work}_failed", extra={"error": str(error)})
+
+    async def _try(self, work: str, path: PathName) -> dict[str, Any] | None:
+        """Work that may fail without making the snapshot worse; None: it did."""
+        try:
+            done = await self._child(work, path)
+        except (CommandFailed, CommandTimedOut) as error:
+            log.warning(f"{work}_failed", extra={"error": str(error)})
+            return None
+        log.info(f"{work}_done", extra={"result": done})
+        return done
 
     async def _child(self, work: str, path: PathName, *more: str) -> dict[str, Any]:
         """Do some work in a process of its own. Raises CommandFailed with the reason it gives."""

@@ -19,8 +19,12 @@ AHEAD = 3  # segments in memory
 class WalFetcher:
     """Answers `get` lines. History beyond `highest_timeline` is kept from PostgreSQL: it goes where it was sent."""
 
-    def __init__(self, path: Path, *, highest_timeline: int, segment_bytes: int, owner: Account | None) -> None:
+    def __init__(
+        self, path: Path, data: FilePath, *, highest_timeline: int, segment_bytes: int, owner: Account | None
+    ) -> None:
+        """`data`: the data directory that is being recovered; nothing is written outside of it."""
         self._path = path
+        self._data = data
         self._highest = highest_timeline
         self._segment_bytes = segment_bytes
         self._owner = owner
@@ -67,7 +71,10 @@ class WalFetcher:
         return future.result() if future is not None else self._path.get_wal(name)
 
     def _write(self, target: FilePath, content: bytes) -> None:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        if self._data.resolve() not in target.parent.resolve().parents:
+            raise PermissionError(f"{target} is outside of {self._data}")
+        target.unlink(missing_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
             if self._owner is not None:
                 os.fchown(descriptor, self._owner.uid, self._owner.gid)

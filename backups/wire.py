@@ -36,10 +36,13 @@ class LineServer:
     def start(self) -> None:
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self._path))
-        os.chmod(self._path, 0o600)
-        if self._owner is not None:
-            os.chown(self._path, self._owner.uid, self._owner.gid)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        if self._owner is not None:  # the directory is that user's own: what it may have put there is not followed
+            os.chown(self._path, self._owner.uid, self._owner.gid, follow_symlinks=False)
         listener.listen(16)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="wal-accept", daemon=True).start()
