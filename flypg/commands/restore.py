@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> Reply:
     progress = Progress()
 
     def tell(at: Done) -> None:
-        share = min(100, 100 * at.done_bytes // max(1, at.total_bytes))
+        share = min(100, 100 * at.done_bytes // max(1, at.total_bytes)) // 10 * 10
         text = f"unpacking {share} % of {size(at.total_bytes)}"
-        progress.now(text if share < 100 else "replaying WAL")
+        progress.now(text if share < 100 else "checking, then replaying WAL")
 
     try:
         result = asyncio.run(

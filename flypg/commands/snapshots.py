@@ -186,8 +186,8 @@ def create(args: argparse.Namespace) -> Reply:
     progress = Progress()
 
     def tell(at: Done) -> None:
-        share = min(99, 100 * at.done_bytes // max(1, at.total_bytes))
-        progress.now(f"{share:2d} %  {size(at.done_bytes)} read, {size(at.stored_bytes)} stored")
+        share = min(99, 100 * at.done_bytes // max(1, at.total_bytes)) // 10 * 10
+        progress.now(f"{share} % of {size(at.total_bytes)}")
 
     snapshot = layout.snapshot_id([secrets.randbelow(len(layout.ALPHABET)) for _ in range(16)])
     began = time.monotonic()
