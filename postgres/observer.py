@@ -77,7 +77,6 @@ class Observer:
         self._parts = parts
         self._memory = _Memory()
         self._probe: asyncio.Task[bool] | None = None
-        self.logged: tuple[Path | None, int] = (None, 0)  # where the log ended before the last start
         self._control_at: tuple[int, int] | None = None
         self._control: ControlData | None = None
 
@@ -215,10 +214,12 @@ class Observer:
                 return "data volume full"
         return ""
 
-    def why_it_died(self) -> str:
-        """What its log and its volume say about its death, when that speaks against starting it again; else ""."""
+    def why_it_died(self, logged: tuple[Path | None, int]) -> str:
+        """What its log and its volume say about its death, when that speaks against starting it again; else "".
+
+        `logged`: where the log ended before its start."""
         with contextlib.suppress(OSError):
-            words = server_log.since(self._parts.config.log, self.logged)
+            words = server_log.since(self._parts.config.log, logged)
             if server_log.NO_SPACE in server_log.reason(words):
                 return "WAL volume full"
             if free_bytes(self._parts.config.pgdata / "pg_wal") < SEGMENT_BYTES:

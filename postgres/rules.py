@@ -4,7 +4,9 @@ Theory of operation. `synchronous_standby_names` is read by every walsender on i
 backends wait at all is set by the checkpointer, possibly late. So a reload proves nothing:
 
 - every walsender must show the sync state that the new list gives it; where only the count changed nothing would be
-  seen, so the list goes over one that nobody satisfies;
+  seen, so the list goes over one that nobody satisfies; so it does where more than one confirmation is asked for, or
+  while some walsenders have read the new list, an old voter and a new one would add up to an acknowledgement that
+  neither rule allows;
 - when the list was empty, that unsatisfiable list comes first, and one of our own transactions must be seen waiting
   under it (the flag is up) before the real names are written, which then must release it.
 
@@ -54,7 +56,8 @@ async def apply_rule(parts: Parts, rule: Rule) -> None:
     if not dynamic.standing or not dynamic.names or not await _checkpointer_settled(parts):
         await _wake_waiting(parts, rule, names)
     else:
-        if look.names != dynamic.names or (names != look.names and count_of(names) != count_of(look.names)):
+        mixed = count_of(names) != count_of(look.names) or count_of(names) > 1  # old and new voters must not add up
+        if look.names != dynamic.names or (names != look.names and mixed):
             await change_names(parts, NOBODY_NAMES, standing=True)
             await _walsenders_follow(parts, frozenset())
         await change_names(parts, names, standing=True)

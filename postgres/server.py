@@ -7,32 +7,27 @@ start but `start_primary` has standby.signal, and whether an absence was asked f
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from cluster.clock import Clock
 from cluster.errors import FlypgError, InstanceError
 from cluster.model import NodeId, Position, Rule, Upstream
-from postgres import command, promotion, queries, rules, server_log, settings, slots
+from postgres import command, promotion, queries, rules, settings, slots
 from postgres import detach as detaching
-from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, Dynamic, InstanceConfig, standby_names
+from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, bounded, connect_remote, helper
 from postgres.controldata import ControlData
-from postgres.files import DiskThread, read_or_empty, remove
+from postgres.files import DiskThread
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
+from postgres.launch import MARK_S, Launcher
 from postgres.observer import Observer, Seen
 from postgres.parts import Parts, change, reload
-from postgres.process import Postmaster, end_leftovers, reap_orphans, remove_stale_lock
+from postgres.process import Postmaster, reap_orphans
 from postgres.server_files import ServerFiles
 
-LAUNCHED_S = 10.0  # for a postmaster to write its pid file
-STOP_FAST_S = 5.0  # how long `stop` waits before it says "look again"
-STOP_NOW_S = 1.0  # for an immediate stop; after that everything is killed
-MARK_S = 0.3  # for a word on a disk that may hang, before a stop
 PRUNE_EVERY_S = 60.0
 CHECKPOINT_S = 120.0
 ROLES_S = 10.0
@@ -48,6 +43,7 @@ class LocalInstance:
         postmaster = Postmaster(config.pgdata, self._changed)
         self._parts = Parts(config, me, owner, clock, files, DiskThread(), postmaster, Session(config))
         self._observer = Observer(self._parts)
+        self._launcher = Launcher(self._parts)
         self._jobs = Jobs(self._parts, self._changed)
         self._pruned_at = clock.boottime()
 
@@ -100,7 +96,7 @@ class LocalInstance:
             upstream=files.dynamic.upstream,
             gate_open=files.gate_open and not down,
             names=files.dynamic.names,
-            fault=seen.fault or (self._observer.why_it_died() if died else ""),
+            fault=seen.fault or (self._observer.why_it_died(self._launcher.logged) if died else ""),
             data_generation=files.generation,
             settings_generation=files.fingerprint,
         )
@@ -164,90 +160,28 @@ class LocalInstance:
 
     async def start_standby(self, upstream: Upstream | None) -> None:
         files = self._parts.files
-        if self._parts.postmaster.find() is not None:
-            if upstream is not None and files.dynamic.upstream != upstream:
-                await self.follow(upstream)
-            return
-        found = await self._before_start()
-
-        def write() -> None:
-            files.write_signal("standby.signal")
-            demands = files.demands(found.demands)
-            files.write_all(replace(files.without_rule(), upstream=upstream, demands=demands), gate_open=False)
-
-        await self._parts.disk.do(write)
-        await self._launch()
+        if self._parts.postmaster.find() is None:
+            self._must_be_down("a start")
+            await self._launcher.standby(upstream, await self._startable())
+        elif upstream is not None and files.dynamic.upstream != upstream:
+            await self.follow(upstream)
 
     async def start_primary(self, rule: Rule) -> None:
-        files = self._parts.files
-        if self._parts.postmaster.find() is not None:
-            if (self.config.pgdata / "standby.signal").exists():
-                raise InstanceError("it runs as a standby already: promote it")
-            return
-        await self._before_start()
-        names = standby_names(rule)
+        if self._parts.postmaster.find() is None:
+            self._must_be_down("a start")
+            await self._startable()
+            await self._launcher.primary(rule)
+        elif (self.config.pgdata / "standby.signal").exists():
+            raise InstanceError("it runs as a standby already: promote it")
 
-        def write() -> None:
-            files.write_all(Dynamic(names, standing=bool(names)), gate_open=False)
-            files.remove_signals()
-
-        await self._parts.disk.do(write)
-        await self._launch()
-
-    async def _before_start(self) -> ControlData:
-        """Nothing of an earlier server may be left, and there must be data."""
-        self._must_be_down("a start")
+    async def _startable(self) -> ControlData:
         found = await self._observer.control()
         if found is None or self._data() is not Data.PRESENT:
             raise InstanceError("there is no complete data directory to start")
-        await end_leftovers(self.config.pgdata)
-        socket_lock = self.config.run / f".s.PGSQL.{self.config.port}.lock"
-        for lock in (self.config.pgdata / "postmaster.pid", socket_lock):
-            remove_stale_lock(lock, self.config.pgdata)
-        remove(self.config.pgdata / "promote")
         return found
 
-    async def _launch(self) -> None:
-        parts, config = self._parts, self.config
-        await parts.session.drop()
-        await parts.disk.do(lambda: parts.files.set_mark("started"))
-        logged = server_log.mark(config.log)
-        self._observer.logged = logged
-        output = config.log / "start.log"
-        pid = command.spawn(
-            [config.binaries / "postgres", "-D", config.pgdata, "-c", f"config_file={parts.files.main_path}"],
-            user=parts.owner,
-            output=output,
-            env={},
-        )
-        parts.postmaster.watch(pid)
-        deadline = parts.clock.boottime() + LAUNCHED_S
-        while not _launched(read_or_empty(config.pgdata / "postmaster.pid"), pid):
-            if parts.postmaster.find() is None:
-                await asyncio.sleep(0.1)  # its logger writes the last words
-                said = server_log.reason(read_or_empty(output) + server_log.since(config.log, logged))
-                raise InstanceError(f"PostgreSQL did not start: {said or f'see {config.log}'}")
-            if parts.clock.boottime() > deadline:
-                return  # slow, not dead: it is seen to start
-            await asyncio.sleep(0.005)
-
     async def stop(self, *, fast: bool) -> None:
-        parts = self._parts
-        if parts.postmaster.find() is None:
-            return
-        with contextlib.suppress(InstanceError):  # a full or hung volume must not keep a server running
-            await parts.disk.do(lambda: parts.files.set_mark("stopped"), MARK_S)
-        await parts.session.drop()
-        if fast:
-            parts.postmaster.send(signal.SIGINT)
-            await parts.postmaster.gone(STOP_FAST_S)
-            return
-        parts.postmaster.send(signal.SIGQUIT)
-        if await parts.postmaster.gone(STOP_NOW_S):
-            return
-        parts.postmaster.send(signal.SIGKILL)  # frozen or stuck: it does not hear us
-        await parts.postmaster.gone(STOP_NOW_S)
-        await end_leftovers(self.config.pgdata, patience_s=0.0)
+        await self._launcher.stop(fast=fast)
 
     # Standby.
 
@@ -314,12 +248,6 @@ class LocalInstance:
             return await bounded(connection, queries.position(connection), 5.0)
         finally:
             await connection.close()
-
-
-def _launched(pid_file: str, pid: int) -> bool:
-    """Has this postmaster opened its sockets? It notes its status in line 8 after that."""
-    lines = pid_file.splitlines()
-    return len(lines) >= 8 and lines[0].strip() == str(pid)
 
 
 def _nothing() -> None:
