@@ -20,7 +20,7 @@ BIN = Path("/usr/lib/postgresql/15/bin")
 ENV = {"PATH": os.defpath, "LC_ALL": "C", "HOME": "/tmp"}
 
 
-def _as_postgres() -> dict[str, Any]:
+def as_postgres() -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     entry = pwd.getpwnam("postgres")
@@ -50,7 +50,7 @@ class PgServer:
             capture_output=True,
             text=True,
             timeout=120,
-            **_as_postgres(),
+            **as_postgres(),
         )
         assert done.returncode == 0, f"{name}: {done.stderr}{done.stdout}"
         return str(done.stdout)
@@ -90,7 +90,7 @@ class PgServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **_as_postgres(),
+                **as_postgres(),
             )
         deadline = time.monotonic() + 60
         while wait:
