@@ -18,8 +18,10 @@ from chaos.netns import Network
 from chaos.places import Node, Place
 from chaos.processes import Process
 from chaos.target import Target, TestbedError
+from chaos.wire import WireError, connect
 
 Undo = Callable[[], None]
+SEGMENTS = 200  # more than fit on any small volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,20 @@ def fill(volume: Path) -> Undo:
 
 
 def fill_wal(bed: Target, node: Node) -> Undo:
-    return fill(node.wal_volume)
+    """Fill the volume, then use up the segments that PostgreSQL keeps for reuse, until it needs a new one."""
+    undo = fill(node.wal_volume)
+    try:
+        wire = connect(node.direct, timeout_s=5)
+        try:
+            for _ in range(SEGMENTS):
+                wire.execute("SELECT pg_logical_emit_message(false, 'flypg_drill', 'next')", timeout_s=5)
+                wire.execute("SELECT pg_switch_wal()", timeout_s=5)
+        finally:
+            wire.close()
+    except WireError:
+        return undo  # that was it
+    undo()
+    raise TestbedError(f"PostgreSQL never ran out of WAL segments on {node.name}")
 
 
 def fill_data(bed: Target, node: Node) -> Undo:
