@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from cluster.clock import SystemClock
 from cluster.endpoints import EtcdOptions
+from cluster.errors import StoreUnavailable
 from cluster.model import NodeId
 from cluster.settings import cluster_name, etcd_options, load_values
 from cluster.store import OperatorStore
@@ -31,6 +32,7 @@ class Target:
     cluster: str
     etcd: EtcdOptions
     said: str  # for people, e.g. "local cluster in /var/lib/flypg/local"
+    hint: str = ""  # what may help when its etcd does not answer
 
 
 def find(args: argparse.Namespace) -> Target:
@@ -59,7 +61,7 @@ def find(args: argparse.Namespace) -> Target:
 def local_target(layout: Layout) -> Target:
     """A local cluster: its etcd has neither TLS nor a login, whatever the environment says of another."""
     etcd = etcd_options({"FLYPG_ETCD_ENDPOINTS": layout.endpoints})
-    return Target(layout.cluster, etcd, f"local cluster in {layout.root}")
+    return Target(layout.cluster, etcd, f"local cluster in {layout.root}", "`flypg local up` starts what is missing")
 
 
 def whoami() -> str:
@@ -86,4 +88,9 @@ async def connected(target: Target, work: Callable[[OperatorStore], Awaitable[Re
 def with_store(args: argparse.Namespace, work: Callable[[OperatorStore, Target], Awaitable[Reply]]) -> Reply:
     """Run a command's `work` against the cluster it addresses."""
     target = find(args)
-    return asyncio.run(connected(target, lambda store: work(store, target)))
+    try:
+        return asyncio.run(connected(target, lambda store: work(store, target)))
+    except StoreUnavailable as error:
+        if not target.hint:
+            raise
+        raise StoreUnavailable(f"{error}; {target.hint}") from error
