@@ -196,8 +196,15 @@ def _change(commands: argparse._SubParsersAction[Parser]) -> None:
     ):
         action = actions.add_parser(name, help=short, description=about)
         action.set_defaults(run=f"flypg.commands.change:node_{name}")
-        action.add_argument("node", metavar="NODE")
-        if name != "restart":
+        if name == "restart":
+            action.add_argument("node", metavar="NODE", nargs="?")
+            action.add_argument(
+                "--pending",
+                action="store_true",
+                help="every node with parameters that wait for a restart: standbys first, then the primary",
+            )
+        else:
+            action.add_argument("node", metavar="NODE")
             action.add_argument("--yes", action="store_true", help="do not ask")
         _wait_options(action)
         _cluster_options(action)

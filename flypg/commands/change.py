@@ -10,7 +10,8 @@ from dataclasses import replace
 from cluster.model import Event, NodeId, RequestKind, Snapshot
 from cluster.store import OperatorStore
 from flypg.asking import ask, founded, known_node, new_request, wait_streaming
-from flypg.reply import Exit, Refused, Reply, done
+from flypg.commands.rolling import restart_pending
+from flypg.reply import BadInput, Exit, Refused, Reply, done
 from flypg.target import Target, whoami, with_store
 
 
@@ -79,6 +80,11 @@ async def _request(
 
 
 def node_restart(args: argparse.Namespace) -> Reply:
+    """flypg node restart NODE | --pending"""
+    if bool(args.node) == args.pending:
+        raise BadInput("name a NODE, or give --pending to restart every node that waits for it")
+    if args.pending:
+        return with_store(args, lambda store, _: restart_pending(store, args.wait))
     return with_store(args, lambda store, _: _request(args, store, RequestKind.RESTART, args.node))
 
 
