@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Never
 
 from agent.fence import Fence
 from agent.keeper import Keeper, KeeperConfig
@@ -22,13 +22,16 @@ from agent.wiring import Parts
 from backups.notes import Notes
 from backups.service import BackupService
 from cluster.clock import SystemClock
-from cluster.model import Answer, Upstream, Verdict
+from cluster.errors import FlypgError
+from cluster.model import Answer, Snapshot, Upstream, Verdict
 from healthchecks.server import HttpServer
 from postgres.config import OPERATOR
 from postgres.disk import StateFile
 from postgres.server import LocalInstance
 from postgres.watch import PrimaryWatch, Target
 from sentinel.turn import Sentinel
+
+ROUTING_TICK_S = 5.0
 
 
 class WatchLine:
@@ -72,7 +75,7 @@ class Node:
         self.parts = parts
         self.log = log
         self.clock = SystemClock()
-        self.keeper_wake, self.sentinel_wake = Wake(), Wake()
+        self.keeper_wake, self.sentinel_wake, self.routing_wake = Wake(), Wake(), Wake()
         self.store = SharedStore(parts.store, self.clock, self._changed)
         self.instance = LocalInstance(parts.instance, self.clock, parts.member.node)
         self.instance.on_change = self.keeper_wake.ring
@@ -116,6 +119,7 @@ class Node:
         self._routed: object = None
 
     def _changed(self) -> None:
+        self.routing_wake.ring()
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
 
@@ -123,6 +127,7 @@ class Node:
         """How the primary is found has changed: pooled clients wait while it is gone."""
         if verdict.answer in GONE:
             self.pooling.hold()
+        self.routing_wake.ring()
         self.keeper_wake.ring()
 
     async def start(self) -> None:
@@ -140,6 +145,7 @@ class Node:
             fence_loop(self.keeper),
             parts.store.watch(self.store.changed),
             self.watch.run(),
+            self._routing_loop(),
             slots_loop(self.keeper, self.instance, parts.instance, self.log),
             access_loop(self.keeper, parts.instance, parts.pooler, self.log),
             self.backups.run(),
@@ -152,25 +158,34 @@ class Node:
         return tasks
 
     async def _after_turn(self) -> None:
-        """Routers and pages follow what is agreed."""
-        snap = self.store.snapshot
-        if snap is None:
-            return
+        self.routing_wake.ring()
+        self.http.wake()
+
+    async def _routing_loop(self) -> Never:
+        """Routers follow what is agreed at once, also while a long step of the keeper runs."""
+        while True:
+            await self.routing_wake.wait(ROUTING_TICK_S)
+            try:
+                snap = await self.store.read()
+            except FlypgError:
+                continue  # everything stays as it is
+            await self._route(snap)
+
+    async def _route(self, snap: Snapshot) -> None:
         self.watch.suspect_after_s = snap.spec.suspect_after_s
         route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
+        self.pooling.route(route.primary, snap, self.keeper.seen, self.watch.verdict, self.parts.member.node)
         if route != self._routed:
             await self.haproxy.route(route)
             self._routed = route
             self.log.info("route", extra={"to": str(route.primary or "held"), "why": route.why})
-        self.pooling.route(route.primary, snap, self.keeper.seen, self.watch.verdict, self.parts.member.node)
-        self.http.wake()
 
     async def restart_routing(self) -> None:
         """Restart HAProxy; every session through it ends."""
         await self.haproxy.stop()
         await self.haproxy.start()
         self._routed = None
-        self.keeper_wake.ring()
+        self.routing_wake.ring()
 
     async def stop(self, *, leave_running: bool) -> None:
         """End what is this agent's. `leave_running`: PostgreSQL, HAProxy and the fence go on for the next agent."""

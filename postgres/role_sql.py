@@ -33,7 +33,7 @@ REVOKE ALL ON SCHEMA flypg FROM PUBLIC;
 CREATE OR REPLACE FUNCTION flypg.user_lookup(wanted text, OUT uname text, OUT phash text) RETURNS record
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ SELECT usename::text, CASE WHEN valuntil < now() THEN NULL ELSE passwd END FROM pg_catalog.pg_shadow
-   WHERE usename = wanted AND usename NOT IN ('postgres', 'flypgadmin', 'repluser', 'flypg_pooler') $$;
+   WHERE usename = wanted AND usename NOT IN ('flypgadmin', 'repluser', 'flypg_pooler') $$;
 REVOKE ALL ON FUNCTION flypg.user_lookup(text) FROM PUBLIC;
 GRANT USAGE ON SCHEMA flypg TO flypg_pooler;
 GRANT EXECUTE ON FUNCTION flypg.user_lookup(text) TO flypg_pooler;

@@ -268,7 +268,7 @@ async def test_logins_pass_through(settings: PoolerSettings, servers: tuple[PgSe
             ("ada", "schema_admin")
         ]
         a.sql("ALTER ROLE veteran VALID UNTIL '2001-01-01'")
-        for user, password in (("wanda", "wrong"), ("nobody", PASSWORD), ("postgres", PASSWORD), ("veteran", PASSWORD)):
+        for user, password in (("wanda", "wrong"), ("nobody", PASSWORD), ("flypgadmin", PASSWORD), ("veteran", PASSWORD)):
             with pytest.raises(psycopg.OperationalError):
                 await asyncio.to_thread(connect, settings, user, password=password, connect_timeout=20)
         a.sql("ALTER ROLE veteran VALID UNTIL 'infinity'")
