@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.model import Durability, NodeId, Phase, Promise, RequestKind, View, unstamped
+from cluster.model import Durability, NodeId, Phase, Promise, RequestKind, Rule, View, unstamped
 from postgres.instance import Data, Run
 from tests.simulation.replication import Link
 from tests.simulation.server import EMPTY, NOBODYS, Server, names_of
@@ -31,6 +31,7 @@ class Checker:
         self.timelines: dict[int, NodeId] = {1: NodeId("")}
         self.allocated: dict[int, int] = {}  # timeline -> term
         self.promises: dict[NodeId, Promise] = {}
+        self.last_rules: dict[int, tuple[Rule, ...]] = {}  # by term, as last in the view
         self.opened_at = 0.0
         self.opened_terms: dict[int, float] = {}
         self.failovers = 0
@@ -81,6 +82,7 @@ class Checker:
                 self._has_all(self.sim.ledger.servers[new.primary], "opened")
         if new.phase in (Phase.PROMOTING, Phase.OPEN):
             self.check_rules(new)
+        self.last_rules[new.term] = new.rules
         self.sim.faults.aftershock(new)
         self.sim.stage.happened(f"{new.term} {new.phase.value}")
 
@@ -190,7 +192,20 @@ class Checker:
                     f"{server.node} of term {server.acting_term} acknowledged a write that"
                     f" {view.primary}, primary of term {view.term}, does not have"
                 )
+        self._under_a_rule(server, count, record, view)
         self.must_keep.add(record)
+
+    def _under_a_rule(self, server: Server, count: int, record: int, view: View) -> None:
+        """Those who have it satisfy a rule in force: only so do enough promises always include one who has it."""
+        rules = view.rules if view.term == server.acting_term else self.last_rules.get(server.acting_term, ())
+        servers = self.sim.ledger.servers
+        for rule in rules:
+            if rule.primary == server.node and rule.term == server.acting_term:
+                have = sum(1 for n in rule.voters if count <= len(w := servers[n].wal) and w[count - 1] == record)
+                if have >= rule.k:
+                    return
+        if not self.loss_accepted:
+            self.world.violated(f"{server.node} acknowledged a write that no rule in force allows: {rules}")
 
     # -- what keepers do ------------------------------------------------------------------------
 

@@ -47,11 +47,12 @@ class Mutant:
     seeds: tuple[int, ...] = ()  # seeds that have caught it: tried first
     focus: tuple[str, ...] = ()  # faults that happen more often
     scenes: tuple[Scene, ...] = ()  # what happens instead of what the dice choose
+    busy: bool = False
     size: int | None = None
     spec: Spec | None = None
 
     def simulation(self, seed: int) -> Simulation:
-        return Simulation(seed, focus=self.focus, scenes=self.scenes, size=self.size, spec=self.spec)
+        return Simulation(seed, focus=self.focus, scenes=self.scenes, busy=self.busy, size=self.size, spec=self.spec)
 
 
 @contextmanager

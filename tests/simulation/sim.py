@@ -30,8 +30,10 @@ class Simulation:
         spec: Spec | None = None,
         focus: tuple[str, ...] = (),
         scenes: tuple[Scene, ...] = (),
+        busy: bool = False,
     ) -> None:
-        """`focus`: faults that are to happen more often. `scenes`: what happens instead of what the dice choose."""
+        """`focus`: faults that are to happen more often. `scenes`: what happens instead of what the dice choose.
+        `busy`: clients write much more."""
         world = self.world = World(seed, trace=trace)
         dice = world.random
         size = size or dice.choices((2, 3, 4, 5), (6, 74, 6, 14))[0]
@@ -54,6 +56,8 @@ class Simulation:
         for node in self.nodes.values():
             node.touched = self.checker.touched
         self.clients = Clients(world, self.ledger, lambda node: self.nodes[node].route)
+        if busy or scenes:
+            self.clients.every_s = 0.02
         self.faults = Faults(self, focus)
         self.stage = Stage(self, scenes)
         self.scenes = scenes
@@ -85,7 +89,6 @@ class Simulation:
         if self.scenes:
             for_s = 25.0
             self.stage.open = True
-            self.clients.every_s = 0.03
             self.stage.happened("start")
         else:
             self.faults.schedule(0.5, for_s, world.random.randint(1, 7))

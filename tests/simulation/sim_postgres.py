@@ -339,7 +339,9 @@ class SimInstance:
         server = self.server
         run = server.run
         wanted = names_of(rule)
-        if not server.flag and wanted[1]:  # from nothing to something: see a commit wait for nobody first
+        alone = not server.flag and wanted[1]  # from nothing to something: see a commit wait for nobody first
+        mixed = wanted[1] != server.conf[1] or wanted[1] > 1  # an old and a new voter must not add up
+        if alone or (mixed and wanted[1] and wanted != server.conf):
             server.set_names(NOBODYS)
             await self._until_demonstrable(NOBODYS, run)
         if server.conf != wanted:

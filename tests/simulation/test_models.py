@@ -153,6 +153,33 @@ def test_apply_rule_returns_only_when_commits_wait() -> None:
             assert not lab.acked(lab.write())
 
 
+def test_old_and_new_voters_add_up_while_a_list_is_being_read() -> None:
+    """One walsender still asks for one of b, the other counts itself under the new list: c's copy alone is enough."""
+    lab = Lab(B, C, k=2)
+    of_b, of_c = lab.a.senders if lab.a.senders[0].below.node == B else reversed(lab.a.senders)
+    of_b.names = names_of(Rule(1, A, frozenset({B}), 1))
+    of_c.names = names_of(Rule(1, A, frozenset({B, C}), 2))
+    lab.world.cut(A, B)
+    lab.ledger.disturbed()
+    before = len(lab.a.wal)
+    record = lab.write()
+    lab.pass_s(0.5)
+    assert record in lab.standbys[1].wal and not lab.acked(record)
+    of_b._ack(before)
+    assert lab.acked(record), "neither {b}, one of them, nor {b, c}, two of them, allows this"
+
+
+def test_a_rule_of_more_than_one_goes_over_one_that_nobody_satisfies() -> None:
+    lab = Lab(B, C)
+    lab.a.set_names(names_of(Rule(1, A, frozenset({B}), 1)))
+    lab.pass_s(2.0)
+    seen = []
+    lab.world.after(0.004, lambda: seen.append(lab.a.conf))
+    with contextlib.suppress(InstanceError):
+        lab.do(lab.a, "apply_rule", Rule(1, A, frozenset({B, C}), 2))
+    assert seen == [NOBODYS]
+
+
 def test_a_crash_publishes_what_nobody_acknowledged() -> None:
     lab = Lab(B)
     lab.standbys[0].halt(asked=True)
