@@ -29,13 +29,21 @@ INSIDE_IDS = 10_000_000_000  # a second probe counts from here
 
 
 def prepare(target: Target) -> None:
-    """An empty table for the probe."""
-    wire = patiently(target.primary)
-    try:
-        wire.execute(CREATE, timeout_s=20)
-        wire.execute(f"TRUNCATE {TABLE}", timeout_s=20)
-    finally:
-        wire.close()
+    """An empty table for the probe. Raises TestbedError when the primary does not take it."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            wire = patiently(target.primary)
+            try:
+                wire.execute(CREATE, timeout_s=20)
+                wire.execute(f"TRUNCATE {TABLE}", timeout_s=20)
+                return
+            finally:
+                wire.close()
+        except WireError as error:
+            if time.monotonic() > until:
+                raise TestbedError(f"the probe's table cannot be made: {error}") from error
+            time.sleep(0.2)
 
 
 def victim_of(target: Target, drill: Drill, rng: random.Random) -> Node | None:

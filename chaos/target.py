@@ -87,7 +87,14 @@ class Target:
     def wait_healthy(self, timeout_s: float = HEALTHY_S, nodes: Sequence[str] | None = None) -> None:
         """Wait until the cluster (or these nodes of it) is complete again. Raises TestbedError with what is missing."""
         names = list(self.nodes) if nodes is None else list(nodes)
-        self._until(lambda: self.watch.unhealthy(names), timeout_s, [self.nodes[name] for name in names])
+
+        def missing() -> str:
+            for name in names:
+                if self.watch.reported_at(name) < self.nodes[name].started_at:
+                    return f"{name} has not reported since its start"
+            return self.watch.unhealthy(names)
+
+        self._until(missing, timeout_s, [self.nodes[name] for name in names])
 
     def _until(self, missing: Callable[[], str], timeout_s: float, places: Collection[Place]) -> None:
         until = time.monotonic() + timeout_s

@@ -40,6 +40,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._changes: list[Change] = []
         self._state: dict[str, bytes] = {}
+        self._written: dict[str, float] = {}
         self._revision = 1
         self._closing = False
         self._process: subprocess.Popen[str] | None = None
@@ -80,6 +81,7 @@ class Watcher:
         key = base64.b64decode(str(entry["key"])).decode()
         value = None if event.get("type") == 1 else base64.b64decode(str(entry.get("value", "")))
         self._changes.append(Change(now, key, value))
+        self._written[key] = now
         if value is None:
             self._state.pop(key, None)
         else:
@@ -110,6 +112,11 @@ class Watcher:
 
     def report(self, node: str) -> NodeReport | None:
         return self._value(NodeReport, self.keys.report(NodeId(node)))
+
+    def reported_at(self, node: str) -> float:
+        """When a node's report was last seen to change; 0 when it never was."""
+        with self._lock:
+            return self._written.get(self.keys.report(NodeId(node)), 0.0)
 
     @property
     def leader(self) -> str:

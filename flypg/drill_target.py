@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class LocalNode(Node):
         return self.agent is not None
 
     def start(self) -> None:
+        self.started_at = time.monotonic()
         local.start_nodes(self._set_up, require(), only=self.name)
 
     def kill(self) -> None:
