@@ -1,7 +1,7 @@
 """flypg node restart --pending: apply the parameters that wait for a restart, node by node, in an order that is safe.
 
 Standbys first, the primary last: a standby must have at least the primary's max_connections and the like, so a higher
-value has to reach the standbys before the primary. A lower one reaches a standby only after the primary has it (it keeps
+value has to reach the standbys before the primary. A lower one reaches a standby only after the primary (it keeps
 what its control file demands), so standbys that still wait afterwards are restarted once more. (PostgreSQL
 documentation, "Hot Standby Parameter Reference".)
 """
@@ -43,7 +43,7 @@ async def restart_pending(store: OperatorStore, wait_s: float) -> Reply:
             reply = await ask(store, new_request(RequestKind.RESTART, node), wait_s=wait_s)
             if not reply.ok:
                 text = f"{reply.text}\nrestarted before it: {', '.join(restarted) or 'none'}"
-                return Reply(reply.code, text, {"restarted": restarted, "failed": node})
+                return Reply(reply.exit, text, {"restarted": restarted, "failed": node})
             if lacking := await _back(store, node, wait_s):
                 text = f"{node} was restarted but is not back: {lacking}; stopped here"
                 return Reply(Exit.TIMED_OUT, text, {"restarted": [*restarted, node], "failed": node})

@@ -56,7 +56,7 @@ TYPOS = [
     (("statsu",), "did you mean: status?"),
     (("status", "--jsn"), "did you mean: --json?"),
     (("local", "donw"), "did you mean: down?"),
-    (("node", "restart"), "missing: NODE"),
+    (("node", "reclone"), "missing: NODE"),
     (("local",), "one of up, down"),
     (("local", "up", "--nodes", "many"), "'many' is not a whole number above zero"),
     (("switchover", "--wait", "soon"), "'soon' is not a number of seconds"),
@@ -165,3 +165,9 @@ def test_an_etcd_that_is_not_there_ends_with_4(nowhere: Path, capsys: pytest.Cap
 def test_down_without_a_cluster_is_fine(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["local", "down"]) == Exit.OK
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [("node", "restart"), ("node", "restart", "n1", "--pending")])
+def test_restart_takes_a_node_or_all_that_wait(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(list(argv)) == Exit.BAD_INPUT
+    assert "--pending" in capsys.readouterr().err
