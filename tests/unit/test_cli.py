@@ -169,5 +169,5 @@ def test_down_without_a_cluster_is_fine(nowhere: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("argv", [("node", "restart"), ("node", "restart", "n1", "--pending")])
 def test_restart_takes_a_node_or_all_that_wait(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(list(argv)) == Exit.BAD_INPUT
+    assert program.main(list(argv)) == Exit.BAD_INPUT
     assert "--pending" in capsys.readouterr().err
