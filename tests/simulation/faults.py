@@ -41,6 +41,7 @@ class Faults:
             (6, self.freeze_agent),
             (7, self.freeze),
             (7, self.cut_pair),
+            (4, self.cut_from_primary),
             (7, self.isolate),
             (5, self.cut_from_nodes),
             (7, self.cut_from_store),
@@ -245,6 +246,11 @@ class Faults:
 
     def cut_pair(self, node: SimNode) -> Mend:
         return self._cut([(node.name, self.random.choice(self._others(node)))])
+
+    def cut_from_primary(self, node: SimNode) -> Mend:
+        view = self.sim.store.view
+        primary = view.primary if view is not None else None
+        return self._cut([(node.name, primary)] if primary not in (None, node.name) else [])
 
     def isolate(self, node: SimNode) -> Mend:
         return self._cut([(node.name, other) for other in (*self._others(node), STORE)])

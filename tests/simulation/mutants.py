@@ -398,6 +398,12 @@ WRONG_HOST = (
     Scene("start", "failover", "n2", 0.0, after_s=0.6),
     Scene("2 promoting", "misroute", "primary", 10.0),
 )
+# One standby lags; the other, which alone has everything, is lost as soon as it was chosen.
+LOST_PROMOTING = (
+    Scene("start", "cut_from_primary", "n2", 15.0),
+    Scene("start", "power", "n1", 15.0, after_s=0.7),
+    Scene("2 promoting", "power", "primary", 10.0),
+)
 # n1 has just been rewound, below what it once acknowledged, when its new primary is lost.
 LOST_AFTER_REWIND = (
     Scene("start", "isolate", "n1", 5.0),
@@ -431,7 +437,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("not the furthest is chosen", _not_the_furthest, focus=("cut_pair", "kill_postgres")),
     Mutant(
-        "rules of terms that never opened are forgotten", _ignores_unopened, focus=("kill_postgres", "power", "isolate")
+        "rules of terms that never opened are forgotten", _ignores_unopened, scenes=LOST_PROMOTING, size=3, spec=Spec()
     ),
     Mutant("a timeline is used twice", _reuses_timeline),
     Mutant("PostgreSQL chooses the timeline", _no_stubs),
