@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flypg import cli_backups, cli_drill
+from flypg import cli_backups, cli_drill, cli_fly
 from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
@@ -59,6 +59,7 @@ GROUPS = (
             ("agent", "run this node: PostgreSQL, its routers and checks"),
             ("sentinel", "run a witness: votes for a leader, holds no data"),
             ("config", "check this node's settings"),
+            ("fly", "what flyctl runs over ssh: pg-role, stolonctl-run, …"),
             ("dev", "for work on flypg itself: replay a simulation"),
             ("version", "print the version"),
         ),
@@ -79,6 +80,7 @@ def build_parser() -> Parser:
     cli_backups.add(commands)
     _local(commands)
     cli_drill.add(commands)
+    cli_fly.add(commands)
     _run(commands)
     return parser
 
