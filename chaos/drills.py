@@ -43,7 +43,7 @@ class Drill:
 
     @property
     def limit_s(self) -> float:
-        return 2 * self.bar_s + 1.0
+        return 2 * self.bar_s + 2.0
 
 
 def _of(fault: str, bar_s: float, **more: object) -> Drill:

@@ -103,6 +103,7 @@ def kill_pgbouncer(bed: Target, node: Node) -> Undo:
 
 def kill_node(bed: Target, node: Node) -> Undo:
     _freeze(node.all, node.name)  # all of it at the same instant: nothing may see something else die
+    processes.send(node.all(), signal.SIGKILL)
     node.kill()
     return lambda: restart_agent(node)
 

@@ -35,7 +35,7 @@ def listing(args: argparse.Namespace) -> Reply:
     rows = [[d.name, seconds(d.bar_s), _place(d), d.about] for d in DRILLS.values()]
     data = [{"name": d.name, "bar_s": d.bar_s, "needs": _place(d), "about": d.about} for d in DRILLS.values()]
     table = columns(["drill", "write outage at most", "where", "what is broken"], rows)
-    return done(f"{table}\n\nbars are medians; a single run may take twice that and a second more", {"drills": data})
+    return done(f"{table}\n\nbars are medians; a single run may take twice that and two seconds more", {"drills": data})
 
 
 def _place(drill: Drill) -> str:
