@@ -1,0 +1,272 @@
+"""The agent's part: snapshots when due, by a process of its own, once per cluster; the archiver follows the view."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from backups.archiver import ArchiverProcess, Standing
+from backups.config import read_config
+from backups.layout import HISTORY, PathName
+from backups.notes import Notes
+from backups.policy import RunHistory
+from backups.service import BackupService, NodeFacts, archive_settings
+from backups.upkeep import audit
+from cluster.errors import CommandFailed
+from cluster.etcd import Etcd
+from cluster.model import Member, NodeId, NodeReport, Phase, ServerState, Snapshot, Spec, View, lone_rule
+from postgres.basebackup import server_facts
+from postgres.command import run
+from tests.support.archive import OWNER, new_server
+from tests.support.etcd import BIN as ETCD
+from tests.support.etcd import TestEtcd, start_etcd
+from tests.support.pgserver import BIN, PgServer
+
+pytestmark = [
+    pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
+    pytest.mark.skipif(ETCD is None, reason="there is no etcd on this machine"),
+]
+N1 = NodeId("n1")
+PATIENCE_S = 90.0
+CODE = str(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
+    made = start_etcd(tmp_path_factory.mktemp("etcd"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[PgServer]:
+    made = new_server()
+    made.start()
+    yield made
+    made.remove()
+
+
+@asynccontextmanager
+async def notes(etcd: TestEtcd, cluster: str) -> AsyncIterator[Notes]:
+    client = Etcd(etcd.options())
+    try:
+        yield Notes(client, cluster)
+    finally:
+        await client.close()
+
+
+def facts(server: PgServer, cluster: str) -> NodeFacts:
+    user = "postgres" if OWNER else None
+    return NodeFacts(N1, cluster, server.root, server.data, server.sockets, server.port, user, str(BIN))
+
+
+def settings(server: PgServer, **more: str) -> dict[str, str]:
+    return {
+        "FLYPG_SNAPSHOT_URL": f"file://{server.root}/repository",
+        "FLYPG_SNAPSHOT_FIRST_AFTER_S": "0",
+        "FLYPG_SNAPSHOT_MIN_FREE_PERCENT": "0",
+        "FLYPG_SNAPSHOT_SHARED": "true",
+        **more,
+    }
+
+
+def alone(system_id: str, timeline: int = 1) -> Snapshot:
+    """A cluster of one open primary."""
+    view = View(1, Phase.OPEN, N1, timeline, (lone_rule(1, N1),), system_id=system_id)
+    report = NodeReport(Member(N1, "127.0.0.1"), "r", ServerState.PRIMARY)
+    return Snapshot(1, view, 1, Spec(), 1, {N1: report})
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        await asyncio.sleep(0.1)
+
+
+def test_a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer) -> None:
+    asyncio.run(a_new_cluster_gets_its_first_snapshot(etcd, server))
+
+
+async def a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer) -> None:
+    """Taken, swept and restored in a test, by processes of their own; WAL is archived meanwhile."""
+    config = read_config(settings(server), server.root)
+    here = facts(server, "first")
+    command = archive_settings(config, here).command
+    server.configure(archive_command=command)
+    server.sql("SELECT pg_reload_conf()")
+    state = alone(server_facts(server.conninfo).system_id)
+    async with notes(etcd, "first") as shared:
+        service = BackupService(config, here, shared, lambda: state)
+        task = asyncio.create_task(service.run())
+        try:
+            await eventually(lambda: service.status().history.verified_at is not None, f"{service.status()}")
+            status = service.status()
+            assert status.history.failures == 0
+            assert (status.history.kept, status.running, status.archiving) == (1, "", True)
+            assert status.next_at is not None and status.next_at > time.time()
+            assert status.warnings, "it lies on the volume of the database"
+            await asyncio.to_thread(server.sql, "SELECT pg_switch_wal()")
+            await eventually(lambda: (w := service.status().wal) is not None and w.archived > 0, "WAL is archived")
+            assert await shared.read_history() == service.status().history
+            assert await shared.holder() == "", "the lease was given back"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await service.stop()
+        repository = config.repository()
+        found = audit(repository.path(repository.paths("first")[-1].name), deep=True)
+        assert not found.problems
+        assert [s.id for s in found.snapshots] == [status.history.ok_id]
+
+
+def test_one_node_works_at_a_time(etcd: TestEtcd, server: PgServer) -> None:
+    asyncio.run(one_node_works_at_a_time(etcd, server))
+
+
+async def one_node_works_at_a_time(etcd: TestEtcd, server: PgServer) -> None:
+    """Another node holds the lease: nothing is taken here; it took one meanwhile: nothing is due any more."""
+    config = read_config(settings(server, FLYPG_SNAPSHOT_VERIFY="off", FLYPG_WAL_ARCHIVE="off"), server.root)
+    state = alone(server_facts(server.conninfo).system_id)
+    async with notes(etcd, "busy") as mine, notes(etcd, "busy") as theirs:
+        lease = await theirs.take("n2")
+        assert lease is not None
+        assert await mine.take("n1") is None
+        assert await mine.holder() == "n2"
+        service = BackupService(config, facts(server, "busy"), mine, lambda: state)
+        await service.tick()
+        await service._under_lease()
+        assert service.status().history.ok_at is None
+        await theirs.write_history(RunHistory(ok_at=time.time(), ok_id="vs_" + "x" * 16))
+        await theirs.release(lease)
+        await service._under_lease()
+        assert service.status().history.ok_id == "vs_" + "x" * 16
+        assert not config.repository().paths()
+
+
+def test_a_failure_is_remembered_and_waited_out(etcd: TestEtcd, server: PgServer) -> None:
+    asyncio.run(a_failure_is_remembered_and_waited_out(etcd, server))
+
+
+async def a_failure_is_remembered_and_waited_out(etcd: TestEtcd, server: PgServer) -> None:
+    (server.root / "repository").write_text("no directory")
+    config = read_config(settings(server, FLYPG_WAL_ARCHIVE="off"), server.root)
+    state = alone(server_facts(server.conninfo).system_id)
+    async with notes(etcd, "fails") as shared:
+        service = BackupService(config, facts(server, "fails"), shared, lambda: state)
+        await service._under_lease()
+        history = await shared.read_history()
+        assert history.failures == 1
+        assert "repository" in history.error
+        assert not service.due().now
+        assert await shared.holder() == ""
+
+
+def test_the_incarnation_is_chosen_once(etcd: TestEtcd) -> None:
+    asyncio.run(the_incarnation_is_chosen_once(etcd))
+
+
+async def the_incarnation_is_chosen_once(etcd: TestEtcd) -> None:
+    async with notes(etcd, "inc") as one, notes(etcd, "inc") as other:
+        found = await asyncio.gather(*(n.incarnation("7", f"{i:08x}") for i, n in enumerate([one, other, one, other])))
+        assert len(set(found)) == 1
+        assert await one.known_incarnation("7") == found[0]
+        await one.forget_path("7")
+        assert await other.incarnation("7", "ffffffff") == "ffffffff"
+
+
+def test_the_archiver_follows_the_view(server: PgServer) -> None:
+    asyncio.run(the_archiver_follows_the_view(server))
+
+
+async def the_archiver_follows_the_view(server: PgServer) -> None:
+    """Its process starts with the term, survives its agent, is not started twice, and ends when told."""
+    config = read_config(settings(server), server.root)
+    here = facts(server, "c")
+    server.configure(archive_command=archive_settings(config, here).command)
+    server.sql("SELECT pg_reload_conf()")
+    path = PathName("c", server_facts(server.conninfo).system_id, "0a0b0c0d")
+    arguments = ["--path", str(path), "--node", "n1", "--data-dir", str(server.root), "--user", here.user or ""]
+    arguments += ["--socket", str(here.socket), "--pg-wal", str(server.data / "pg_wal")]
+
+    def process() -> ArchiverProcess:
+        return ArchiverProcess(here.socket, server.root / "archiver.log", {**config.values, "PYTHONPATH": CODE})
+
+    first = process()
+    await first.tell(Standing(0, False), arguments)
+    assert first._pid is None, "no term, no archiver"
+
+    async def told(agent: ArchiverProcess) -> bool:
+        await agent.tell(Standing(1, False), arguments)
+        return agent.status is not None
+
+    deadline = time.monotonic() + PATIENCE_S
+    while not await told(first):
+        assert time.monotonic() < deadline, (server.root / "archiver.log").read_text()
+        await asyncio.sleep(0.1)
+    pid = first._pid
+    await asyncio.to_thread(server.sql, "CREATE TABLE t AS SELECT 1")
+    await asyncio.to_thread(server.sql, "SELECT pg_switch_wal()")
+    while first.status is None or not first.status.archived:
+        assert time.monotonic() < deadline
+        assert await told(first)
+        await asyncio.sleep(0.1)
+    second = process()  # an agent that was restarted
+    assert await told(second)
+    assert second._pid is None
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)  # nothing is lost: PostgreSQL asks again, the next one answers
+    await asyncio.to_thread(server.sql, "CREATE TABLE u AS SELECT 1")
+    await asyncio.to_thread(server.sql, "SELECT pg_switch_wal()")
+    await eventually(lambda: not first._alive(), "killed")
+    third = process()
+    while third.status is None or third.status.ready or not third.status.archived:
+        assert time.monotonic() < deadline
+        await told(third)
+        await asyncio.sleep(0.1)
+    await third.stop()
+    await eventually(lambda: not third._alive(), "ended when told")
+    names = list(config.repository().path(path).wal_names())
+    done = [f.name.removesuffix(".done") for f in (server.data / "pg_wal" / "archive_status").glob("*.done")]
+    assert done and set(done) <= set(names)
+    assert not any(HISTORY.match(n) for n in names)
+
+
+def test_killed_while_it_takes_a_snapshot(server: PgServer) -> None:
+    asyncio.run(killed_while_it_takes_a_snapshot(server))
+
+
+async def killed_while_it_takes_a_snapshot(server: PgServer) -> None:
+    """kill -9 of the process at several moments: nothing is listed that is not whole, and the next one works."""
+    server.sql("CREATE TABLE big AS SELECT g, md5(g::text) || md5((g * 7)::text) FROM generate_series(1, 300000) g")
+    config = read_config(settings(server, FLYPG_SNAPSHOT_PART_SIZE="1MB"), server.root)
+    path = PathName("c", server_facts(server.conninfo).system_id, "0a0b0c0d")
+    environment = {**config.values, "PYTHONPATH": CODE}
+
+    def argv(letter: str) -> list[str]:
+        own = ["--path", str(path), "--node", "n1", "--data-dir", str(server.root), "--conninfo", server.conninfo]
+        return [sys.executable, "-m", "backups.run", "snapshot", "--id", "vs_" + letter * 16, *own]
+
+    parts = server.root / "repository" / str(path) / "snapshots"
+    for number, letter in enumerate("abc"):
+        task = asyncio.create_task(run(argv(letter), timeout_s=120, env=environment))
+        mine = parts / ("vs_" + letter * 16)
+        await eventually(lambda m=mine, n=number, t=task: t.done() or len(list(m.glob("*"))) > n * 4, "parts arrive")
+        task.cancel()  # which kills it
+        await asyncio.gather(task, return_exceptions=True)
+    await run(argv("z"), timeout_s=120, env=environment)
+    found = audit(config.repository().path(path), deep=True)
+    assert not found.problems
+    assert "vs_" + "z" * 16 in [s.id for s in found.snapshots]
+    assert server.sql("SELECT count(*) FROM pg_replication_slots") == [(0,)], "no slot is left to hold WAL back"
+    with pytest.raises(CommandFailed, match="not the same cluster"):
+        other = [a if a != str(path) else "c/123-0a0b0c0d" for a in argv("y")]
+        await run(other, timeout_s=120, env=environment)
