@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from cluster.model import (
     Answer,
+    Durability,
     HandoverStage,
     Member,
     NodeReport,
     Phase,
     ServerState,
     Snapshot,
+    Spec,
     StandbySeen,
     Verdict,
     View,
@@ -63,7 +65,7 @@ def fault_of(inst: InstanceState, view: View, memory: Memory) -> str | None:
     return None
 
 
-def _standbys(inst: InstanceState, view: View, before: NodeReport | None) -> tuple[StandbySeen, ...]:
+def _standbys(inst: InstanceState, view: View, spec: Spec, before: NodeReport | None) -> tuple[StandbySeen, ...]:
     flushed = inst.position.lsn if inst.position is not None else 0
     were = (
         {s.node for s in before.standbys if s.caught_up} if before is not None and before.term == view.term else set()
@@ -75,7 +77,9 @@ def _standbys(inst: InstanceState, view: View, before: NodeReport | None) -> tup
             continue
         behind = max(0, flushed - sender.flushed) if sender.flushed is not None else FALLEN_BACK_BYTES
         limit = FALLEN_BACK_BYTES if name[0] in were else CAUGHT_UP_BYTES
-        found[name[0]] = StandbySeen(name[0], behind < limit)
+        if spec.durability is Durability.ASYNC:  # a promise to the operator: it bounds what a failover may lose
+            limit = spec.max_lag_bytes
+        found[name[0]] = StandbySeen(name[0], behind <= limit)
     return tuple(found[n] for n in sorted(found))
 
 
@@ -116,7 +120,7 @@ def make_report(
         return report
     if view.primary == member.node and view.phase in (Phase.PROMOTING, Phase.OPEN):
         fault = fault_of(inst, view, memory) if view.phase is Phase.OPEN or memory.promoting == view.term else None
-        return replace(report, fault=fault, standbys=_standbys(inst, view, before))
+        return replace(report, fault=fault, standbys=_standbys(inst, view, snap.spec, before))
     if view.primary is not None and view.primary != member.node and answer is not Answer.UNKNOWN:
         return replace(report, verdict=Verdict(view.term, view.primary, answer))
     return report

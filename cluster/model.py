@@ -163,6 +163,7 @@ class View:
     handover: Handover | None = None
     fetch: Fetch | None = None
     branches: tuple[Branch, ...] = ()  # oldest first, bounded
+    near: frozenset[NodeId] = frozenset()  # durability async: standbys within `max_lag_bytes`, as the primary last said
     last_timeline: int = 1  # the highest timeline ever allocated
     system_id: str = ""  # PostgreSQL's system identifier; "" until the founder has reported it
     cause: str = ""  # why this term was opened, e.g. "postmaster of n1 died"

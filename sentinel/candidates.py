@@ -57,7 +57,7 @@ def standing_promises(view: View, snap: Snapshot) -> dict[NodeId, Promise]:
     }
 
 
-def choose(view: View, snap: Snapshot) -> Chosen | NotYet:
+def choose(view: View, snap: Snapshot, among: frozenset[NodeId] | None = None) -> Chosen | NotYet:
     """The furthest of those whose promises are enough. Counted are first the nodes that are there; when they are not
     enough, the promises of nodes that have gone count too, and the candidate must have reached those as well."""
     promises = standing_promises(view, snap)
@@ -72,6 +72,13 @@ def choose(view: View, snap: Snapshot) -> Chosen | NotYet:
         return NotYet(f"term {view.term}: no node that has promised is there")
     furthest = max(counted.values(), key=lambda p: (p.position, p.node))
     able = [p for n, p in present.items() if not may_lead(view.member(n), snap.spec)]
+    if among is not None:
+        able = [p for p in able if p.node in among]
+    if not able and among is not None:
+        return NotYet(
+            f"nobody who may be primary was within {snap.spec.max_lag_bytes} bytes of {view.deposed} when it last"
+            " spoke: wait for it, or flypg failover --accept-data-loss"
+        )
     if not able:
         return NotYet(f"{furthest.node} is furthest at {furthest.position}, but none that has promised may be primary")
 

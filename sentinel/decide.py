@@ -114,8 +114,12 @@ def _revoking(view: View, snap: Snapshot, seen: Observations, now: float) -> Dec
     lost_rules = not view.rules or snap.spec.durability is Durability.ASYNC
     if lost_rules and now - seen.stage_since < COLLECT_S and not _all_promised(view, snap):
         return wait("every node that is there gets a moment to promise: the furthest is to be chosen")
-    counted = replace(view, rules=()) if snap.spec.durability is Durability.ASYNC else view
-    chosen = choose(counted, snap)
+    counted, among = view, None
+    if snap.spec.durability is Durability.ASYNC:
+        counted = replace(view, rules=())
+        if view.rules:  # nobody has accepted more than the operator's limit
+            among = view.near | ({view.deposed} if view.deposed is not None else set())
+    chosen = choose(counted, snap, among)
     if isinstance(chosen, Chosen):
         rule = chosen.rule
         promised = ", ".join(

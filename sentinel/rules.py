@@ -30,6 +30,10 @@ def adjust(view: View, snap: Snapshot, seen: Observations, now: float) -> Decisi
         rules = (*(r for r in view.rules if not r.same(wanted)), wanted)
         text = f"{newest} is to become {wanted}: {reason(newest, wanted)}"
         return Decision(PutView(replace(view, rules=rules, why=text), "rule", text, wanted.primary), text)
+    near = frozenset(s.node for s in report.standbys if s.caught_up)
+    if view.phase is Phase.OPEN and snap.spec.durability is Durability.ASYNC and near != view.near:
+        text = f"within {snap.spec.max_lag_bytes} bytes of {view.primary}: {', '.join(sorted(near)) or 'nobody'}"
+        return Decision(PutView(replace(view, near=near, why=text)), text)
     if view.phase is Phase.OPEN and len(view.rules) > 1:
         if report.applied == newest:
             text = f"{newest} is in force: {view.primary} runs it and has passed a barrier under it"

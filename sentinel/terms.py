@@ -54,7 +54,7 @@ def promote(view: View, snap: Snapshot, term: int, position: Position, rule: Rul
 def opened(view: View, why: str) -> View:
     """The primary has passed its barrier under the newest rule: only that one counts from here on."""
     branches = tuple(replace(b, opened=True) if b.term == view.term else b for b in view.branches)
-    return replace(view, phase=Phase.OPEN, rules=view.rules[-1:], branches=branches, why=why)
+    return replace(view, phase=Phase.OPEN, rules=view.rules[-1:], near=frozenset(), branches=branches, why=why)
 
 
 def found(member: Member, members: tuple[Member, ...], timeline: int, system_id: str) -> View:

@@ -217,7 +217,9 @@ class Checker:
         if read is None or read.view is None:
             self.world.violated(f"{node.name}: {what} before anything was read")
             return
-        if what == "start_primary" and node.clock.boottime() - client.read_at > OLD_VIEW_S:
+        read_at = client.read_at - node.clock.offset
+        frozen_since = node.disturbed_at > read_at  # between reading and acting: nobody can help that
+        if what == "start_primary" and self.world.now - read_at > OLD_VIEW_S and not frozen_since:
             self.world.violated(f"{node.name} starts as primary on an old view")
         if read.spec.paused and read.view.phase is Phase.OPEN:
             self.world.violated(f"{node.name}: {what} although the cluster is paused")

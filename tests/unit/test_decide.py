@@ -102,6 +102,7 @@ def refused(d: Decision) -> bool:
 
 
 ALONE = (lone_rule(TERM, A),)
+ASYNC = Spec(durability=Durability.ASYNC)
 BACK = replace(rule(), serial=2)  # the rule that was in force before, and is to be again
 JOINT = (rule(), rule(voters="b"))
 
@@ -304,6 +305,34 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
         snap(view(rules=JOINT), primary(standbys=(StandbySeen(B, True),)), standby(B)),
         9,
         waits,
+    ),
+    (
+        "async: who is near enough is noted",
+        snap(view(rules=ALONE), primary(applied=ALONE[0]), standby(B), standby(C), spec=ASYNC),
+        1,
+        lambda d: new_view(d).near == {B, C},
+    ),
+    (
+        "async: nobody further behind is chosen",
+        snap(revoking(rules=ALONE), standby(B), promise(B, 900), standby(C), promise(C, 890), spec=ASYNC),
+        9,
+        waits,
+    ),
+    (
+        "async: the furthest of those who were near",
+        snap(
+            revoking(rules=ALONE, near=frozenset({C})),
+            *(standby(B), promise(B, 880), standby(C), promise(C, 890)),
+            spec=ASYNC,
+        ),
+        9,
+        lambda d: new_view(d).primary == C,
+    ),
+    (
+        "async: unless somebody accepted the loss",
+        snap(revoking(rules=()), standby(B), promise(B, 900), standby(C), promise(C, 890), spec=ASYNC),
+        9,
+        lambda d: new_view(d).primary == B,
     ),
     (
         "a rule that comes back is another: what was applied before proves nothing",
