@@ -25,6 +25,19 @@ def test_every_setting_is_documented() -> None:
     assert not missing, f"docs/settings.md lacks {', '.join(missing)}"
 
 
+def test_every_setting_that_the_code_reads_is_documented() -> None:
+    packages = ("agent", "backups", "cluster", "flypg", "healthchecks", "postgres", "sentinel")
+    named = {
+        key
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        for key in re.findall(r"\bFLYPG_[A-Z0-9_]*[A-Z0-9]\b", path.read_text())
+    }
+    said = "\n".join(document.read_text() for document in DOCUMENTS)
+    missing = sorted(key for key in named if f"`{key}`" not in said and not key.endswith("_FILE"))
+    assert not missing, f"no document lists {', '.join(missing)}"
+
+
 def test_every_key_of_the_spec_is_documented() -> None:
     missing = [field.name for field in fields(Spec) if f"| `{field.name}` |" not in SETTINGS]
     assert not missing, f"docs/settings.md lacks {', '.join(missing)}"
