@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.pgserver import BIN, PgServer, _as_postgres
+from tests.support.pgserver import BIN, PgServer, as_postgres
 
 
 @dataclass
@@ -28,7 +28,7 @@ def until(check: Callable[[], object], what: str, timeout_s: float = 30.0) -> No
 def _copy(source: Path, target: Path) -> None:
     """The data directory of a stopped server, with its owner."""
     shutil.copytree(source, target)
-    if _as_postgres():
+    if as_postgres():
         for path in (target, *target.rglob("*")):
             shutil.chown(path, "postgres", "postgres")
     target.chmod(0o700)
