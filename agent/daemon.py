@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from agent.handover import hand_over
 from agent.node import Node
+from agent.restored import take_over
 from agent.wiring import assemble, lock_directory
 from cluster.errors import FlypgError, SettingsError
 from cluster.resident import release_start_up_code
@@ -44,6 +45,8 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
     try:
         parts = assemble(settings)
         lock = lock_directory(parts.state_file.parent)
+        restored_from = os.environ.get("FLY_RESTORED_FROM", "")
+        take_over(parts.state_file, parts.instance.pgdata, parts.cluster, restored_from, log)
     except FlypgError as error:
         log.error("cannot start", extra={"error": str(error)})
         return 2 if isinstance(error, SettingsError) else 1

@@ -277,6 +277,10 @@ def _local(commands: argparse._SubParsersAction[Parser]) -> None:
     up.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for every node's environment"
     )
+    begin = up.add_argument_group("begin with the data of a snapshot (a new cluster only)")
+    begin.add_argument("--from-snapshot", metavar="ID", help="vs_… or latest, and all WAL archived after it")
+    begin.add_argument("--repository", metavar="URL", help="where it is: file:///DIRECTORY or s3://BUCKET/PREFIX")
+    begin.add_argument("--path", metavar="CLUSTER/SYSTEM-INCARNATION", help="one history in it (the newest)")
     up.add_argument("--wait", type=seconds, default=120.0, metavar="S", help="seconds to wait until healthy (120)")
     up.add_argument("--no-wait", action="store_true", help="start everything and do not wait")
 

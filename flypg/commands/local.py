@@ -45,6 +45,10 @@ def up(args: argparse.Namespace) -> Reply:
         everything = len(already) == layout.etcd_members + layout.nodes
         if not everything:
             local.start_etcd(layout, programs, progress)
+            if args.from_snapshot:
+                from flypg.local_restore import restore_first_node
+
+                restore_first_node(args, layout, programs.user, progress)
             started = local.start_nodes(layout, programs)
             if started:
                 progress.done(f"started {', '.join(started)}")
