@@ -1,9 +1,9 @@
 """A volume that was made from a snapshot of another cluster's: what its old agent had promised there is void here.
 
-Fly sets FLY_RESTORED_FROM on the machines of an app whose volumes were restored. The data itself needs no treatment: the
-sentinel founds a new cluster with the data a node brings, PostgreSQL never starts with an open gate, and the keeper sets
-the passwords of flypg's users anew. Only the keeper's own words are in the way: a promise of term 7 of the old cluster
-would keep this node out of term 1 of the new one.
+Fly sets FLY_RESTORED_FROM on the machines of an app whose volumes were restored. The data itself needs no treatment:
+the sentinel founds a new cluster with the data a node brings, PostgreSQL never starts with an open gate, and the keeper
+sets the passwords of flypg's users anew. Only the keeper's own words are in the way: a promise of term 7 of the old
+cluster would keep this node out of term 1 of the new one.
 """
 
 from __future__ import annotations
