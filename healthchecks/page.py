@@ -83,7 +83,8 @@ def _banner(seen: Seen) -> str:
         old = f" etcd has not answered this node for {ago(seen.snapshot_age_s)}: this may be old."
     if view.phase is not Phase.OPEN or view.primary is None:
         who = f"{view.primary} becomes primary" if view.primary else "There is no primary"
-        return _box("bad", f"{who} (term {view.term}, {view.phase})", f"{view.why or view.cause}.{old}")
+        reasons = "; ".join(dict.fromkeys(words for words in (view.cause, view.why) if words))
+        return _box("bad", f"{who} (term {view.term}, {view.phase})", f"{reasons}.{old}")
     look = seen.looks.get(view.primary)
     if view.primary in seen.looks and (look is None or look.get("role") != "primary"):
         why = str(look.get("why", "")) if look is not None else "it does not answer"

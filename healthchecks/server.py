@@ -30,6 +30,7 @@ from postgres.check_queries import Vitals
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 COMPRESS_FROM = 4096
 QUICK_S = 0.5
+HISTORY_S = 3.0
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -178,7 +179,10 @@ class HttpServer:
 
     async def _history(self, request: web.Request) -> web.Response:
         try:
-            events = await self._provider.store().read_events(200)
+            async with asyncio.timeout(HISTORY_S):
+                events = await self._provider.store().read_events(200)
+        except TimeoutError:
+            return answer({"error": f"etcd did not answer within {HISTORY_S:g} s"}, 503)
         except FlypgError as error:
             return answer({"error": str(error)}, 503)
         return answer([event_json(event) for event in events])

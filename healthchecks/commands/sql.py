@@ -27,6 +27,9 @@ STATUS = {
     "0LP01": 400,
     "22023": 400,
     "22021": 400,  # not in this encoding
+    "40001": 503,  # somebody else changed the same, as with the next two: try again
+    "40P01": 503,
+    "XX000": 503,  # "tuple concurrently updated", in catalogs
     "57014": 503,  # statement timeout
     "55P03": 503,  # lock timeout
     "25006": 503,  # read-only: not the primary any more

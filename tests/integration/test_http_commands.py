@@ -236,7 +236,7 @@ def test_the_running_server_keeps_what_its_description_promises(pair: Pair, tmp_
         async with serving(standby(pair), tmp_path) as server:
             program = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
             options = ["--checks", CHECKS, "--max-examples", "4", "--seed", "7", "--phases", "examples,fuzzing"]
-            quiet = ["--no-color", "--generation-database", "none", "--workers", "2", "--request-timeout", "30"]
+            quiet = ["--no-color", "--generation-database", "none", "--workers", "1", "--request-timeout", "30"]
             done = await asyncio.to_thread(
                 subprocess.run,
                 [*program, *options, *quiet],
