@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.model import NodeId
+
 if TYPE_CHECKING:
     from tests.simulation.sim import Simulation
     from tests.simulation.sim_node import SimNode
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 class Scene:
     """When `on` happens ("start", "3 revoking", "n1 rewind"), `after_s` later, `fault` strikes `node` for `for_s`.
 
-    `node`: a name, or a role at that moment: "primary", or "other" (neither n1 nor the primary).
+    `node`: a name, or a role at that moment: "primary", "leader" (its sentinel leads), or "other"
+    (neither n1 nor the primary).
     """
 
     on: str
@@ -48,6 +51,9 @@ class Stage:
         primary = view.primary if view is not None and view.primary is not None else None
         if role == "primary" and primary is not None:
             return self.sim.nodes[primary]
+        leader = self.sim.store.leader
+        if role == "leader" and leader is not None:
+            return self.sim.nodes[NodeId(leader.sentinel)]
         if role == "other":
             return next(n for n in self.sim.nodes.values() if n.name not in ("n1", primary))
         return next(n for n in self.sim.nodes.values() if n.name == role)

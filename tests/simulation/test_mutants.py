@@ -9,7 +9,7 @@ from tests.simulation.mutants import MUTANTS, Mutant, catch
 MOST_SEEDS = 500  # the dice fall anew with every change of the code under test: then other seeds notice
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
 def test_mutant_is_caught(mutant: Mutant) -> None:
     for seed in (*mutant.seeds, *range(MOST_SEEDS)):
