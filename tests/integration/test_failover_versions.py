@@ -43,5 +43,4 @@ def test_failover_and_return(binaries: Path, version: int, install: str) -> None
         assert report is not None
         assert report.server_version // 10000 == version
         drill(bed, "kill-postgres", hold_s=1)
-        drill(bed, "kill-node", hold_s=1, failovers=(1, 2))
         drill(bed, "switchover", hold_s=1)
