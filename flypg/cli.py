@@ -221,7 +221,8 @@ def _spec(commands: argparse._SubParsersAction[Parser]) -> None:
     change = actions.add_parser(
         "set",
         help="change single keys",
-        description="Change single keys. Shows what changes, then applies it; nodes follow at once.",
+        description="Change single keys. Shows what changes, then applies it; nodes follow at once.\n"
+        "`flypg spec show` explains every key.",
         epilog="examples:\n  flypg spec set durability=strict k=2\n  flypg spec set parameters.work_mem=16MB\n"
         "  flypg spec set parameters.work_mem=      back to the default",
     )

@@ -71,7 +71,7 @@ def show(reply: Reply, *, as_json: bool) -> None:
             body |= reply.data
         elif reply.data is not None:
             body["data"] = reply.data
-        if isinstance(reply.data, dict) and reply.ok:
+        if isinstance(reply.data, dict) and reply.ok and "text" not in reply.data:
             del body["text"]  # the table for people
         print(json.dumps(body, indent=2, ensure_ascii=False), flush=True)
     elif reply.ok or (reply.exit is Exit.FAILED and reply.data is not None):  # a finding is an answer, too
