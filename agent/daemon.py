@@ -13,10 +13,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
+from agent import restored
+from agent.adoption import held_back, let_go, seed_settings, settle_identity, take_over
 from agent.handover import hand_over
 from agent.node import Node
-from agent.restored import take_over
+from agent.orphans import reap_orphans
 from agent.wiring import assemble, lock_directory
 from cluster.errors import FlypgError, SettingsError
 from cluster.resident import release_start_up_code
@@ -42,19 +45,22 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
 async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int:
     log = logging.getLogger("flypg.agent")
     become_subreaper()
+    asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:  # early: the kernel drops what a container's first process has no handler for
+        loop.add_signal_handler(number, asked.put_nowait, number)
     try:
         parts = assemble(settings)
         lock = lock_directory(parts.state_file.parent)
-        restored_from = os.environ.get("FLY_RESTORED_FROM", "")
-        take_over(parts.state_file, parts.instance.pgdata, parts.cluster, restored_from, log)
+        adopted = take_over(parts.instance, log)
+        restored.take_over(parts.state_file, parts.instance.pgdata, parts.cluster, settings.restored_from, log)
+        settle_identity(parts.state_file, parts.cluster, parts.member.node, log)
     except FlypgError as error:
         log.error("cannot start", extra={"error": str(error)})
         return 2 if isinstance(error, SettingsError) else 1
-    node = Node(parts, log)
-    asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, asked.put_nowait, number)
+    has_data = (parts.instance.pgdata / "PG_VERSION").exists()
+    member = held_back(parts.member, settings.restored_from, has_data=has_data)
+    node = Node(replace(parts, member=member), log)
     loop.add_signal_handler(signal.SIGHUP, lambda: _reload(node, reload, log))
     try:
         await node.start()
@@ -69,6 +75,9 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         async with asyncio.TaskGroup() as group:
             for task in node.tasks():
                 group.create_task(task)
+            group.create_task(reap_orphans())
+            group.create_task(seed_settings(node.store, adopted, log))
+            group.create_task(let_go(node.keeper, node.store, parts.member, node.keeper_wake.ring))
             how = await asked.get()
             log.info("asked to end", extra={"signal": how.name})
             if how in (signal.SIGTERM, signal.SIGINT):

@@ -46,6 +46,7 @@ OF_FLY = {  # ours, and what it is called on Fly or in Fly's own Postgres app
     "FLYPG_PRIMARY_REGION": "PRIMARY_REGION",
     "FLYPG_POSTGRES_PORT": "PG_PORT",
     "FLYPG_PROXY_PORT": "PG_PROXY_PORT",
+    "FLYPG_RESTORED_FROM": "FLY_RESTORED_FROM",
 }
 KNOWN = frozenset(
     {
@@ -116,6 +117,7 @@ class Settings:
     tick_s: float  # a turn at least so often
     region: str  # "" means unknown
     primary_region: str  # "" means every region
+    restored_from: str  # the volume or snapshot that this cluster begins with; "" means none
     nofailover: bool
     nosync: bool
     priority: int
@@ -157,7 +159,7 @@ def load(environment: Mapping[str, str] | None = None, config: Path | None = Non
         node=node_name(values),
         cluster=cluster_name(values),
         data_dir=data_dir,
-        pgdata=_absolute(values, "FLYPG_PGDATA", data_dir / "pgdata"),
+        pgdata=_absolute(values, "FLYPG_PGDATA", _usual_pgdata(data_dir)),
         host=read.text(values, "FLYPG_HOST", socket.gethostname()),
         listen=_list(read.text(values, "FLYPG_LISTEN", "*")),
         ports=ports,
@@ -173,6 +175,7 @@ def load(environment: Mapping[str, str] | None = None, config: Path | None = Non
         tick_s=read.seconds(values, "FLYPG_TICK_S", 1.0, at_least=0.05),
         region=read.text(values, "FLYPG_REGION"),
         primary_region=read.text(values, "FLYPG_PRIMARY_REGION"),
+        restored_from=read.text(values, "FLYPG_RESTORED_FROM"),
         nofailover=read.flag(values, "FLYPG_NOFAILOVER"),
         nosync=read.flag(values, "FLYPG_NOSYNC"),
         priority=read.integer(values, "FLYPG_PRIORITY", 100, at_least=0, at_most=1000),
@@ -252,6 +255,16 @@ def etcd_options(values: Values) -> EtcdOptions:
 
 def _list(written: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in written.split(",") if part.strip())
+
+
+def _usual_pgdata(data_dir: Path) -> Path:
+    """`pgdata`; on a volume that Fly's Postgres app has used, `postgres`, where it lies (or lay before a copy)."""
+    ours, theirs = data_dir / "pgdata", data_dir / "postgres"
+    try:
+        used = not ours.exists() and (theirs.exists() or any(data_dir.glob("postgres.*-*")))
+    except OSError:
+        used = False  # whoever may not look here is told so when it is used
+    return theirs if used else ours
 
 
 def _absolute(values: Values, key: str, default: Path) -> Path:

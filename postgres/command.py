@@ -63,8 +63,9 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_stderr: Callable[[bytes], None] | None = None,
+    stdin: bytes | None = None,
 ) -> bytes:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return what it printed. `stdin`: what it reads; None: nothing.
 
     Raises CommandFailed with its last words, CommandTimedOut after `timeout_s` seconds; it is killed then, with all
     that it started. `on_stderr` gets its messages as they come.
@@ -73,7 +74,7 @@ async def run(
     try:
         process = await asyncio.create_subprocess_exec(
             *map(str, argv),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=plain_environment(env),
@@ -88,8 +89,11 @@ async def run(
     _running.add(process.pid)
     try:
         async with asyncio.timeout(timeout_s):
-            output, errors, exit_code = await asyncio.gather(
-                _drain(process.stdout, None), _drain(process.stderr, on_stderr), process.wait()
+            output, errors, exit_code, _ = await asyncio.gather(
+                _drain(process.stdout, None),
+                _drain(process.stderr, on_stderr),
+                process.wait(),
+                _feed(process.stdin, stdin),
             )
     except TimeoutError:
         raise CommandTimedOut(f"{name} did not finish within {timeout_s:g} s and was killed") from None
@@ -102,6 +106,15 @@ async def run(
     if exit_code != 0:
         raise CommandFailed(f"{name} exited {exit_code}: {last_words(errors or output)}")
     return output
+
+
+async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:
+    if stream is None or data is None:
+        return
+    with contextlib.suppress(ConnectionError):  # a program that does not want it says why by itself
+        stream.write(data)
+        await stream.drain()
+    stream.close()
 
 
 async def _drain(stream: asyncio.StreamReader | None, each: Callable[[bytes], None] | None) -> bytes:

@@ -38,6 +38,7 @@ class JobKind(StrEnum):
     INITDB = "initdb"
     COPY = "copy"
     REWIND = "rewind"
+    ADOPT = "adoption"  # of a data directory that something else has run
 
 
 @dataclass(frozen=True, slots=True)

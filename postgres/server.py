@@ -14,7 +14,7 @@ from dataclasses import replace
 from cluster.clock import Clock
 from cluster.errors import FlypgError, InstanceError
 from cluster.model import NodeId, Position, Rule, Upstream
-from postgres import command, promotion, queries, rules, settings, slots
+from postgres import adoption, command, promotion, queries, rules, settings, slots
 from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, bounded, connect_remote, helper
@@ -170,9 +170,20 @@ class LocalInstance:
         if self._parts.postmaster.find() is None:
             self._must_be_down("a start")
             await self._startable()
+            if adoption.pending(self.config):
+                self._adopt()
+                return
             await self._launcher.primary(rule)
         elif (self.config.pgdata / "standby.signal").exists():
             raise InstanceError("it runs as a standby already: promote it")
+
+    def _adopt(self) -> None:
+        """What must happen to a directory of somebody else before its first start; that follows when it is done."""
+        before = self._jobs.job
+        if before is not None and before.kind is JobKind.ADOPT and before.error:
+            raise InstanceError(f"the data was not taken over: {before.error}; restart the agent to try again")
+        job = Job(JobKind.ADOPT, True, progress="taking over the data directory")
+        self._jobs.begin(job, adoption.prepare(self._parts))
 
     async def _startable(self) -> ControlData:
         found = await self._observer.control()
