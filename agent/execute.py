@@ -17,6 +17,7 @@ from agent.steps import (
     ApplySettings,
     Barrier,
     Checkpoint,
+    CheckWal,
     CloseGate,
     CloseRequest,
     Copy,
@@ -57,6 +58,9 @@ class Memory:
     asked: Rule | None = None
     known_end: Position | None = None
     rewound_from: Position | None = None
+    wal_lost: bool = False
+    unattached_since: float | None = None
+    wal_checked: float | None = None
     down_since: float | None = None
     last_start: float | None = None
     last_job_failed: float | None = None
@@ -81,8 +85,14 @@ class Memory:
         if inst.data_generation != self.generation:
             self.generation = inst.data_generation
             self.known_end = None
+            self.wal_lost = False
         elif inst.position is not None:
             self.known_end = inst.position
+        if inst.run is Run.UP and inst.in_recovery and inst.upstream is not None and not inst.streaming:
+            if self.unattached_since is None:
+                self.unattached_since = now
+        else:
+            self.unattached_since = None
         failed = inst.job is not None and bool(inst.job.error)
         if failed and not self._failed_job:
             self.last_job_failed = now
@@ -154,6 +164,9 @@ class Performer:
             case Follow(upstream=upstream):
                 words = await self._not_below(words, upstream.term)
                 await self._instance.follow(upstream)
+            case CheckWal(source=source):
+                memory.wal_checked = now
+                memory.wal_lost = await self._is_wal_lost(source, memory.known_end)
             case GivePromise() | PromiseStopped() | Publish():
                 words = await self._promise(step, words)
             case Promote(term=term, timeline=timeline, rule=rule):
@@ -188,6 +201,9 @@ class Performer:
             case _:
                 assert_never(step)
         return words
+
+    async def _is_wal_lost(self, source: Upstream, end: Position | None) -> bool:
+        return end is not None and end.lsn < await self._instance.oldest_wal(source)
 
     async def _write(self, words: Disk) -> Disk:
         await self._disk.write(words)

@@ -34,6 +34,9 @@ class Local:
     asked: Rule | None = None  # the rule under which that promotion was asked for
     known_end: Position | None = None  # where the data of a server that is down ended when it was last looked at
     rewound_from: Position | None = None  # where its data ended before it was last rewound
+    wal_lost: bool = False  # the primary has not got the WAL any more that this node needs next
+    unattached_since: float | None = None  # it runs as a standby, has an upstream, and does not stream
+    wal_checked: float | None = None  # when its upstream was last asked for the WAL it needs
     down_since: float | None = None
     last_start: float | None = None
     last_job_failed: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.local import Local
 from agent.plan_primary import slots_differ
 from agent.steps import (
+    CheckWal,
     CloseRequest,
     Copy,
     CopyDone,
@@ -25,6 +26,8 @@ from postgres.instance import Data, JobKind, Run
 
 JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
 HUNG_MAX_S = 30.0
+UNATTACHED_S = 5.0  # a standby that has not streamed for so long asks whether its WAL is still there, …
+ASK_AGAIN_S = 30.0  # … and again after this
 
 
 def upstream_at(view: View, node: NodeId | None) -> Upstream | None:
@@ -125,7 +128,7 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return Plan(None, "its position is not known yet", soon=True)
     if not on_line(view.branches, inst.position, view.timeline):
         return Plan(Stop(fast=False), f"at {inst.position} its history has left the line of timeline {view.timeline}")
-    return _attached(snap, view, local, upstream)
+    return _attached(snap, view, local, upstream, now)
 
 
 def _handing_over(view: View, local: Local) -> bool:
@@ -161,6 +164,8 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
         if _may_be_remade(snap, view, local.me):
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
         return Plan(None, f"a copy begins when term {view.term} is open")
+    if local.wal_lost and _may_be_remade(snap, view, local.me):
+        return Plan(Copy(upstream), f"{upstream.node} has not got the WAL any more that this node needs: copy afresh")
     if control is not None and control.clean_primary:
         end: Position | None = control.stopped_at
     else:
@@ -182,7 +187,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
     return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
 
 
-def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
+def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream, now: float) -> Plan:
     inst, handover = local.instance, view.handover
     if handover is not None and handover.target == local.me and handover.stage is HandoverStage.STOP:
         given = snap.promises.get(view.primary) if view.primary else None
@@ -191,6 +196,8 @@ def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> P
         return _publish(snap, local) or Plan(None, f"waiting for {view.primary} to stop", soon=True)
     if local.disk.promised > view.term:
         return Plan(None, f"this node has promised term {local.disk.promised}: it does not follow term {view.term}")
+    if local.wal_lost and _may_be_remade(snap, view, local.me):
+        return Plan(Stop(fast=True), f"{upstream.node} has not got the WAL any more that it needs: copy it afresh")
     if inst.upstream != upstream:
         return Plan(Follow(upstream), f"{upstream.node} is primary of term {view.term}")
     if not inst.gate_open and view.phase is Phase.OPEN:
@@ -200,9 +207,17 @@ def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> P
     others = frozenset(m.node for m in view.members if m.node != local.me)
     if slots_differ(inst.slots, others):
         return Plan(KeepSlots(others), "a slot for each member")
+    if not inst.streaming and _is_overdue(local, now) and _may_be_remade(snap, view, local.me):
+        return Plan(CheckWal(upstream), f"it does not stream: has {upstream.node} still got the WAL it needs?")
     if not inst.streaming:
         return Plan(None, f"attached to {upstream.node}, not streaming yet")
     return Plan(None, f"standby of {upstream.node} in term {view.term}")
+
+
+def _is_overdue(local: Local, now: float) -> bool:
+    """Has it not streamed for so long that its upstream is to be asked, and was not asked lately?"""
+    since, asked = local.unattached_since, local.wal_checked
+    return since is not None and now - since > UNATTACHED_S and (asked is None or now - asked > ASK_AGAIN_S)
 
 
 def _requests(snap: Snapshot, view: View, local: Local) -> Plan | None:

@@ -116,7 +116,7 @@ def make_report(
         server_version=inst.server_version,
         flypg_version=config.version,
     )
-    if view is None:
+    if snap is None or view is None:
         return report
     if view.primary == member.node and view.phase in (Phase.PROMOTING, Phase.OPEN):
         fault = fault_of(inst, view, memory) if view.phase is Phase.OPEN or memory.promoting == view.term else None

@@ -60,6 +60,13 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckWal:
+    """It does not stream: ask `source` whether it still has the WAL that this node needs next."""
+
+    source: Upstream
+
+
+@dataclass(frozen=True, slots=True)
 class GivePromise:
     """Detach from any primary of a term below `term`, then promise: disk, then etcd."""
 
@@ -163,6 +170,7 @@ Step = (
     | StartPrimary
     | Stop
     | Follow
+    | CheckWal
     | GivePromise
     | PromiseStopped
     | Publish

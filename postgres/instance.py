@@ -159,6 +159,10 @@ class Instance(Protocol):
         """Where `source` stands now: what a primary has flushed. The floor of a node that is about to be made from it."""
         ...
 
+    async def oldest_wal(self, source: Upstream) -> int:
+        """Where the oldest WAL begins that `source` still has (LSN): who stands before it must be copied afresh."""
+        ...
+
     async def promote(self, timeline: int, rule: Rule) -> None:
         """Run `rule`, make sure PostgreSQL will pick `timeline` (stub history files), then promote. Returns when asked;
         whether it is primary yet is seen by `observe`."""

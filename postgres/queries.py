@@ -279,6 +279,19 @@ async def source(connection: Connection) -> Source:
     return Source(recovery, checkpoint_timeline, int(timeline, 16) if timeline else None, size, tablespaces)
 
 
+OLDEST_WAL = """SELECT min(
+    ('x' || substr(name, 9, 8))::bit(32)::bigint * 4294967296
+    + ('x' || substr(name, 17, 8))::bit(32)::bigint
+      * (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'))
+  FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"""
+
+
+async def oldest_wal(connection: Connection) -> int:
+    """The LSN at which the oldest WAL file begins."""
+    (found,) = await _one(connection, OLDEST_WAL)
+    return int(found or 0)
+
+
 POSITION = """SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE
   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || ' ' || pg_current_wal_flush_lsn()::text END"""
 

@@ -260,6 +260,13 @@ class LocalInstance:
         finally:
             await connection.close()
 
+    async def oldest_wal(self, source: Upstream) -> int:
+        connection = await connect_remote(self.config, source.host, source.port)
+        try:
+            return await bounded(connection, queries.oldest_wal(connection), 5.0)
+        finally:
+            await connection.close()
+
 
 def _nothing() -> None:
     """Until somebody wants to be told."""

@@ -49,6 +49,7 @@ class Faults:
             (4, self.store_flaky),
             (3, self.disk_full),
             (2, self.flush_stalled),
+            (3, self.recycle_wal),
             (7, self.stuck),
             (3, self.misroute),
             (3, self.slow_network),
@@ -325,6 +326,22 @@ class Faults:
             node.server.flush_stalled_at = None
 
         return mend
+
+    def recycle_wal(self, node: SimNode) -> Mend:
+        """Everybody removes what WAL it can, at the limit of what slots may keep, while a standby is away."""
+
+        def mend() -> None:
+            for each in self.sim.nodes.values():
+                each.server.oldest = max(each.server.oldest, len(each.server.wal) - 1)
+
+        node.power_off()
+        self._look()
+
+        def both() -> None:
+            mend()
+            node.power_on()
+
+        return both
 
     def stuck(self, node: SimNode) -> Mend:
         """A recovery conflict, on every standby at once now and then."""

@@ -30,6 +30,8 @@ def stream_problem(below: Server, above: Server) -> str:
             return "a timeline history file is missing"
     elif len(below.wal) > len(above.wal):
         return "requested starting point is ahead of the WAL flush position"
+    if len(below.wal) < above.oldest:
+        return "requested WAL segment has already been removed"
     return ""
 
 

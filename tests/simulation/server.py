@@ -86,6 +86,7 @@ class Server:
         self.history: tuple[tuple[int, int], ...] = ()  # (timeline, records at which it was left)
         self.files: set[int] = set()  # timeline history files
         self.last_checkpoint = 0  # index of its record
+        self.oldest = 0  # records before this one were removed: nobody can stream them from here
         self.min_recovery = 0  # records it must reach before it is consistent
         self.control_state = "shut down"
         self.conninfo: Upstream | None = None
@@ -156,6 +157,7 @@ class Server:
         self.extend(wal)
         self.timeline = timeline
         self.history = history
+        self.oldest = 0
         self.data_generation += 1
 
     def initdb(self) -> None:

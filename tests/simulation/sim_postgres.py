@@ -179,6 +179,7 @@ class SimInstance:
             if self._source(source) is not other or other.run != begun_run:
                 return f"the connection to {source.node} was lost"
             server.replace(list(other.wal), other.timeline, other.history)
+            server.oldest = max(other.last_checkpoint, other.oldest)
             server.system_id = other.system_id
             server.files = {other.timeline} if other.timeline > 1 else set()
             server.slots = frozenset()
@@ -318,6 +319,13 @@ class SimInstance:
         position = other.position
         await sleep(self.world.latency())
         return position
+
+    async def oldest_wal(self, source: Upstream) -> int:
+        await sleep(self.world.latency() + 0.003)
+        other = self._source(source)
+        if other is None:
+            raise PostgresUnavailable(f"{source.node} does not answer")
+        return lsn(other.oldest)
 
     # -- primary --------------------------------------------------------------------------------
 
