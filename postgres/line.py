@@ -58,6 +58,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        self._listening = True
         self._loop.add_reader(self._descriptor, self._hear)
 
     @classmethod
@@ -80,7 +81,7 @@ class Line:
             self._pgconn.send_query(b"SELECT 1")
             self._pgconn.flush()  # a few bytes always fit
         except psycopg.Error:
-            self._ended = True
+            self._end()
 
     async def answer(self, within_s: float | None = None) -> bool | None:
         """True: it came. False: the connection has ended. None: not within this time; may be called again."""
@@ -113,11 +114,17 @@ class Line:
         try:
             self._pgconn.consume_input()
         except psycopg.Error:
-            self._ended = True
-            self._loop.remove_reader(self._descriptor)
+            self._end()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _end(self) -> None:
+        """The connection is gone. libpq has closed the socket, and its number may soon be somebody else's."""
+        self._ended = True
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._descriptor)
+
     def close(self) -> None:
-        self._loop.remove_reader(self._descriptor)
+        self._end()
         self._pgconn.finish()
