@@ -159,23 +159,8 @@ def exporter(server: PgServer) -> Iterator[int]:
 
 # Theirs alone: their process, their collectors, and one they cannot know.
 THEIRS = ("go_", "process_", "promhttp_", "pg_scrape_collector_", "postgres_exporter_build_info", "pg_exporter_")
-STEADY = [
-    "confl_",
-    "deadlocks",
-    "tup_inserted",
-    "tup_updated",
-    "tup_deleted",
-    "xact_rollback",
-    "temp_",
-    "archived_count",
-    "failed_count",
-    "checksum_failures",
-    "stats_reset",
-    "pg_static",
-    "checkpoints_",
-    "maxwritten",
-    "fsync",
-]
+STEADY = ["confl_", "deadlocks", "tup_inserted", "tup_updated", "tup_deleted", "xact_rollback", "temp_", "stats_reset"]
+STEADY += ["archived_count", "failed_count", "checksum_failures", "pg_static", "checkpoints_", "maxwritten", "fsync"]
 PER_SESSION = ("timeout", "extra_float_digits", "tcp_", "application_name")  # what a connection sets for itself
 
 
