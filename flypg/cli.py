@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flypg import cli_backups, cli_drill, cli_fly
+from flypg import cli_access, cli_backups, cli_drill, cli_fly
 from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
@@ -36,6 +36,17 @@ GROUPS = (
             ("node", "restart, copy afresh, or remove one node"),
             ("spec", "show or change the cluster's wishes: durability, parameters, …"),
             ("init", "write the wishes of a cluster that does not exist yet"),
+        ),
+    ),
+    (
+        "use",
+        (
+            ("users", "list, create, set-role, set-password, drop"),
+            ("databases", "list, create, drop"),
+            ("pool", "show or change how pooled clients share connections"),
+            ("attach, detach", "a database and a user for an application"),
+            ("connect", "psql on the primary, or on a node"),
+            ("connection-string", "how to reach it, with advice for client libraries"),
         ),
     ),
     (
@@ -77,6 +88,7 @@ def build_parser() -> Parser:
     _look(commands)
     _change(commands)
     _spec(commands)
+    cli_access.add(commands)
     cli_backups.add(commands)
     _local(commands)
     cli_drill.add(commands)

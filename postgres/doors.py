@@ -52,3 +52,28 @@ class Doors:
                     cut(connection)
                 await asyncio.gather(task, return_exceptions=True)
         raise PostgresUnavailable(f"PostgreSQL gave no answer within {within_s:g} s")
+
+
+def remote_doors(host: str, port: int, user: str, password: str, *, within_s: float = 5.0) -> Doors:
+    """To a node's PostgreSQL over the network. Opening raises PostgresUnavailable."""
+
+    async def connect(database: str) -> Connection:
+        try:
+            async with asyncio.timeout(within_s):
+                return await psycopg.AsyncConnection.connect(
+                    host=host,
+                    port=port,
+                    user=user,
+                    password=password,
+                    dbname=database,
+                    application_name="flypg",
+                    sslmode="prefer",
+                    autocommit=True,
+                    options="-c search_path=pg_catalog -c default_transaction_read_only=off",
+                )
+        except TimeoutError:
+            raise PostgresUnavailable(f"PostgreSQL at {host}:{port} did not answer within {within_s:g} s") from None
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    return Doors(connect)

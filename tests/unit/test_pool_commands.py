@@ -1,0 +1,62 @@
+"""flypg pool and connection-string: what is asked for, and what is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import SettingsError
+from cluster.model import Member, NodeId, Spec
+from flypg.cli import build_parser
+from flypg.commands.pool import asked, effects, parse_pools, said, settings
+from flypg.connection import Way, place
+from flypg.reply import BadInput
+
+CHANGES = [
+    (["--mode", "transaction"], Spec(pool_mode="transaction")),
+    (["--mode", "default"], Spec()),
+    (["--mode", "transaction", "--database", "shop"], Spec(pool_modes="etl=session,shop=transaction")),
+    (["--mode", "default", "--database", "etl"], Spec(pool_modes="")),
+    (["--plan", "launch", "--clients", "70"], Spec(pool_plan="launch", pool_clients=70)),
+    (["--connections", "30", "--reserve", "0"], Spec(pool_connections=30, pool_reserve=0)),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), CHANGES)
+def test_changes(options: list[str], expected: Spec) -> None:
+    before = Spec(pool_modes="etl=session") if "--database" in options else Spec()
+    assert asked(build_parser().parse_args(["pool", "set", *options]), before) == expected
+
+
+def test_refusals() -> None:
+    parse = build_parser().parse_args
+    with pytest.raises(BadInput, match="nothing to change"):
+        asked(parse(["pool", "set"]), Spec())
+    with pytest.raises(BadInput, match="--mode"):
+        asked(parse(["pool", "set", "--database", "x"]), Spec())
+    with pytest.raises(SettingsError, match="pool_clients"):
+        asked(parse(["pool", "set", "--clients", "many"]), Spec())
+
+
+def test_what_is_said() -> None:
+    assert "200 clients per node, 50 connections" in " ".join(said(Spec(), 3))
+    assert settings(Spec(pool_plan="launch"), 3)["per_node"] == {
+        "clients": 500,
+        "pool": 40,
+        "reserve": 10,
+        "connections": 50,
+    }
+    assert len(effects(Spec(), Spec(pool_mode="transaction", pool_connections=5))) == 3
+
+
+def test_pools_from_metrics() -> None:
+    text = 'pgbouncer_up 1\npgbouncer_pools_server_idle_connections{database="shop",user="a"} 3\n# HELP x y\n'
+    assert parse_pools(text) == {("shop", "a"): {"server_idle_connections": 3.0}}
+
+
+def test_urls_are_quoted() -> None:
+    url = place(Member(NodeId("n1"), "fdaa::1"), Way.READ).url("fly user", "p@ss/word", "my db")
+    assert url == "postgresql://fly%20user:p%40ss%2Fword@[fdaa::1]:5434/my%20db"
+    assert (
+        place(Member(NodeId("n1"), "h"), Way.POOLED, "app.internal").url("u", None, "d")
+        == "postgresql://u@app.internal:6432/d"
+    )
