@@ -13,7 +13,7 @@ async def test_a_line_that_has_ended_leaves_the_next_owner_of_its_socket_number_
     try:
         server.initdb()
         server.start()
-        listener = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+        listener = await asyncio.start_server(lambda r, w: w.transport.abort(), "127.0.0.1", 0)
         line = await Line.open("127.0.0.1", server.port, {"user": "postgres"}, 10.0)
         assert line is not None
         descriptor = line._descriptor
@@ -27,6 +27,7 @@ async def test_a_line_that_has_ended_leaves_the_next_owner_of_its_socket_number_
         for _, writer in others:
             writer.transport.abort()
         listener.close()
-        await asyncio.sleep(0.05)
+        await listener.wait_closed()
+        await asyncio.sleep(0)  # the transports' ends are told in the next round of the loop
     finally:
         server.remove()
