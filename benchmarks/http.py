@@ -292,10 +292,15 @@ def scrapes(pair: Pair, count: int, tables: bool) -> dict[str, Any]:
     return found
 
 
-async def measure(seconds: float, databases: int, tables: int, count: int) -> dict[str, Any]:
+async def measure(only: str, seconds: float, databases: int, tables: int, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"load_before": os.getloadavg()[0], "cpus": os.cpu_count()}
     with running_pair() as pair:
-        found: dict[str, Any] = {"probes": await probes(pair, seconds)}
-        found["stopped"] = stopped(pair)
+        if only in ("", "probes"):
+            found["probes"] = await probes(pair, seconds)
+        if only in ("", "stopped"):
+            found["stopped"] = stopped(pair)
+        if only not in ("", "scrapes"):
+            return found
         fill(pair, databases, tables)
         found["scrapes"] = {
             "databases": databases,
@@ -309,6 +314,7 @@ async def measure(seconds: float, databases: int, tables: int, count: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("serve", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("probes", "stopped", "scrapes"), default="", help="only this part")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to probe (10)")
     parser.add_argument("--databases", type=int, default=50)
     parser.add_argument("--tables", type=int, default=2000)
@@ -317,7 +323,8 @@ def main() -> None:
     if given.serve:
         _, conninfo, port, metrics_port, standby, tables = given.serve
         asyncio.run(serve(conninfo, int(port), int(metrics_port), standby == "1", tables == "1"))
-    print(json.dumps(asyncio.run(measure(given.seconds, given.databases, given.tables, given.scrapes)), indent=1))
+    found = measure(given.only, given.seconds, given.databases, given.tables, given.scrapes)
+    print(json.dumps(asyncio.run(found), indent=1))
 
 
 if __name__ == "__main__":
