@@ -7,10 +7,10 @@ RUNS ?= $(or $(BENCH_RUNS),5)
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up status drill down test check unit simulation integration bench soak lint format lock clean
+.PHONY: help up status drill down test check unit simulation integration e2e bench soak lint format lock image wheel wheels clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/.ready: requirements.lock scripts/bootstrap
 	@scripts/bootstrap
@@ -51,6 +51,9 @@ simulation: .venv/.ready-dev  ## simulation only
 integration: .venv/.ready-dev  ## tests with real servers only
 	@$(PYTHON) -m pytest tests/integration -q -n 2
 
+e2e: .venv/.ready-dev  ## the containers for real: builds the images, needs Docker, takes many minutes
+	@FLYPG_E2E=$(or $(FLYPG_E2E),1) $(PYTHON) -m pytest tests/e2e -q -s
+
 soak: .venv/.ready-dev  ## simulate SEEDS=… runs
 	@$(PYTHON) -m tests.simulation.soak --seeds $(SEEDS)
 
@@ -60,6 +63,23 @@ bench: .venv/.ready-dev  ## measure every fault RUNS=… times, and checks and s
 
 lock: .venv/.ready-dev  ## pin the newest versions that pyproject.toml allows
 	@scripts/lock
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= flypg
+
+image:  ## build the images: node, etcd member, drill (IMAGE=flypg, BUILD="--build-arg PG_MAJOR=17 --build-arg PGDG=1")
+	docker build -f images/Dockerfile --target node -t $(IMAGE):$(VERSION) -t $(IMAGE):latest $(BUILD) .
+	docker build -f images/Dockerfile --target etcd -t $(IMAGE)-etcd:latest $(BUILD) .
+	docker build -f images/Dockerfile --target drill -t $(IMAGE)-drill:latest $(BUILD) .
+
+wheel: .venv/.ready-dev  ## build dist/flypg-VERSION-py3-none-any.whl
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null
+	@$(PYTHON) -m pip wheel -q --no-deps -w dist .
+	@ls dist/flypg-$(VERSION)-*.whl
+
+wheels: .venv/.ready-dev  ## put the packages of requirements.lock into wheels/, for image builds that reach no index
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null
+	@$(PYTHON) -m pip wheel -q --no-deps -r requirements.lock -w wheels
 
 clean:  ## remove what builds and tests leave behind (not a cluster's data)
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
