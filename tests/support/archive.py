@@ -65,22 +65,8 @@ class Archived:
 def new_server() -> PgServer:
     """A primary with WAL segments of 1 MB that archives through our client."""
     server = PgServer()
-    server.program(
-        "initdb",
-        "-D",
-        server.data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-k",
-        "-N",
+    server.initdb(
         "--wal-segsize=1",
-        "--locale=C",
-        "-E",
-        "UTF8",
-    )
-    server.configure(
         archive_mode="on",
         archive_command=archive_command(server.root, server.root / "wal.sock", OWNER),
         max_wal_size="64MB",

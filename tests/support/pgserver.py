@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import shutil
@@ -25,6 +26,9 @@ def as_postgres() -> dict[str, Any]:
         return {}
     entry = pwd.getpwnam("postgres")
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+_templates: dict[tuple[str, ...], PgServer] = {}
 
 
 class PgServer:
@@ -55,10 +59,16 @@ class PgServer:
         assert done.returncode == 0, f"{name}: {done.stderr}{done.stdout}"
         return str(done.stdout)
 
-    def initdb(self, **settings: str) -> None:
-        self.program(
-            "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "-k", "-N", "--locale=C", "-E", "UTF8"
-        )
+    def initdb(self, *arguments: str, **settings: str) -> None:
+        """A new data directory, copied from one made before with the same arguments: that takes a tenth of the time."""
+        template = _templates.get(arguments)
+        if template is None:
+            template = PgServer()
+            usual = ("-U", "postgres", "--auth=trust", "-k", "-N", "--locale=C", "-E", "UTF8")
+            template.program("initdb", "-D", template.data, *usual, *arguments)
+            _templates[arguments] = template
+            atexit.register(template.remove)
+        subprocess.run(["cp", "-a", str(template.data), str(self.data)], check=True)
         self.configure(**settings)
 
     def configure(self, **settings: str) -> None:
