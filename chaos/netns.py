@@ -67,17 +67,18 @@ class Network:
 
     tag: str
     subnet: str  # first three numbers of its addresses
+    ipv6: bool = False  # its places have IPv6 addresses and no others
     places: dict[str, str] = field(default_factory=dict)  # name -> address
 
     @classmethod
-    def create(cls) -> Network:
+    def create(cls, *, ipv6: bool = False) -> Network:
         """A new switch, on a subnet that no interface of the host uses."""
         remove_leftovers()
         tag = f"{PREFIX}{os.getpid()}"
         taken = run("ip", "-4", "addr", "show")
         start = os.getpid() % 200
         third = next(n for n in (20 + (start + i) % 200 for i in range(200)) if f"10.88.{n}." not in taken)
-        network = cls(f"{tag}n{third}", f"10.88.{third}")
+        network = cls(f"{tag}n{third}", f"10.88.{third}", ipv6)
         switch = network._namespace("sw")
         run("ip", "netns", "add", switch)
         try:
@@ -100,7 +101,7 @@ class Network:
                 str(os.getpid()),
             )
             run("ip", "-n", switch, "link", "set", "up0", "master", "br0", "up")
-            run("ip", "addr", "add", f"{network.subnet}.254/24", "dev", host)
+            run("ip", "addr", "add", *network._assigned(254), "dev", host)
             run("ip", "link", "set", host, "up")
         except NetworkError:
             network.close()
@@ -113,7 +114,14 @@ class Network:
 
     @property
     def host_address(self) -> str:
-        return f"{self.subnet}.254"
+        return self._address(254)
+
+    def _address(self, number: int) -> str:
+        return f"fd88:0:0:{self.subnet.rpartition('.')[2]}::{number}" if self.ipv6 else f"{self.subnet}.{number}"
+
+    def _assigned(self, number: int) -> list[str]:
+        """As `ip addr add` wants it; without waiting whether somebody has the address already."""
+        return [f"{self._address(number)}/64", "nodad"] if self.ipv6 else [f"{self._address(number)}/24"]
 
     def _namespace(self, place: str) -> str:
         pid = self.tag.removeprefix(PREFIX).partition("n")[0]
@@ -122,16 +130,20 @@ class Network:
     def add(self, place: str) -> str:
         """Plug in a new place; its address."""
         number = len(self.places) + 1
-        address = f"{self.subnet}.{number}"
+        address = self._address(number)
         space, switch = self._namespace(place), self._namespace("sw")
         run("ip", "netns", "add", space)
         self.places[place] = address
         run("ip", "-n", switch, "link", "add", f"p{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
         run("ip", "-n", switch, "link", "set", f"p{number}", "master", "br0", "up")
-        run("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+        run("ip", "-n", space, "addr", "add", *self._assigned(number), "dev", "eth0")
         run("ip", "-n", space, "link", "set", "eth0", "up")
         run("ip", "-n", space, "link", "set", "lo", "up")
         return address
+
+    @property
+    def _firewall(self) -> str:
+        return "ip6tables" if self.ipv6 else "iptables"
 
     def inside(self, place: str) -> list[str]:
         """What to put before a command line so that it runs in `place`."""
@@ -140,7 +152,7 @@ class Network:
     def drop(self, place: str, *, chain: str, match: Sequence[str] = ()) -> None:
         """Drop packets that arrive at (`INPUT`) or leave (`OUTPUT`) `place` over its cable; loopback is left alone."""
         side = "-i" if chain == "INPUT" else "-o"
-        run(*self.inside(place), "iptables", "-w", "-I", chain, side, "eth0", *match, "-j", "DROP")
+        run(*self.inside(place), self._firewall, "-w", "-I", chain, side, "eth0", *match, "-j", "DROP")
 
     def lose(self, place: str, share: float) -> None:
         """Lose a share (0 to 1) of the packets in each direction."""
@@ -151,7 +163,7 @@ class Network:
     def heal(self, place: str) -> None:
         """Undo every cut at `place`."""
         for chain in ("INPUT", "OUTPUT"):
-            run(*self.inside(place), "iptables", "-w", "-F", chain)
+            run(*self.inside(place), self._firewall, "-w", "-F", chain)
 
     def close(self) -> None:
         """Remove the switch, the places and the cables. Processes in them must be gone."""

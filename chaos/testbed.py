@@ -39,6 +39,7 @@ class Plan:
     nodes: int = 3
     etcd: int = 3
     namespaces: bool = False
+    ipv6: bool = False  # the namespaces have IPv6 addresses and no others
     env: Mapping[str, str] = field(default_factory=dict)  # settings of every node
     node_env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # and of single ones
     spec: tuple[str, ...] = ()  # wishes, as `flypg init` takes them
@@ -58,7 +59,7 @@ class Testbed(Target):
         self.plan = plan
         self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
         self.directory.chmod(0o711)  # PostgreSQL runs as another user and must get through
-        self.network = Network.create() if plan.namespaces else None
+        self.network = Network.create(ipv6=plan.ipv6) if plan.namespaces else None
         self._closed = False
         self.secrets = {key: secrets.token_urlsafe(18) for key in ("SU_PASSWORD", "OPERATOR_PASSWORD", "REPL_PASSWORD")}
         atexit.register(self.close)
@@ -118,18 +119,18 @@ class Testbed(Target):
             address, before = self._place(name)
             client, peer = free_ports(2) if self.network is None else (2379, 2380)
             where[name] = (address, before, client, peer)
-        peers = ",".join(f"{name}=http://{address}:{peer}" for name, (address, _, _, peer) in where.items())
+        peers = ",".join(f"{name}=http://{written(address)}:{peer}" for name, (address, _, _, peer) in where.items())
         for name, (address, before, client, peer) in where.items():
             directory = self.directory / name
             directory.mkdir()
             place = Place(name, address, directory, self.directory / f"{name}.log", env=environment({}))
-            url = f"http://{address}:{client}"
+            url = f"http://{written(address)}:{client}"
             place.command = [*before, "etcd", "--name", name, "--data-dir", str(directory), "--log-level", "warn"]
             place.command += ["--listen-client-urls", url, "--advertise-client-urls", url]
-            place.command += ["--listen-peer-urls", f"http://{address}:{peer}"]
-            place.command += ["--initial-advertise-peer-urls", f"http://{address}:{peer}"]
+            place.command += ["--listen-peer-urls", f"http://{written(address)}:{peer}"]
+            place.command += ["--initial-advertise-peer-urls", f"http://{written(address)}:{peer}"]
             place.command += ["--initial-cluster", peers, "--initial-cluster-token", self.directory.name]
-            place.endpoint = f"{address}:{client}"
+            place.endpoint = f"{written(address)}:{client}"
             place.start()
             self.etcd[name] = place
         self._until(lambda: "" if self.etcd_healthy() else "etcd does not answer", 30, self.etcd.values())
@@ -190,6 +191,11 @@ class Testbed(Target):
         _remove(self.directory)
         if self.network is not None:
             self.network.close()
+
+
+def written(address: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
 
 
 def _mount(directory: Path, size_mb: int) -> None:
