@@ -218,7 +218,7 @@ class Checker:
             self.world.violated(f"{node.name}: {what} before anything was read")
             return
         read_at = client.read_at - node.clock.offset
-        frozen_since = node.disturbed_at > read_at  # between reading and acting: nobody can help that
+        frozen_since = node.thawed_at > read_at  # between reading and acting: nobody can help that
         if what == "start_primary" and self.world.now - read_at > OLD_VIEW_S and not frozen_since:
             self.world.violated(f"{node.name} starts as primary on an old view")
         if read.spec.paused and read.view.phase is Phase.OPEN:

@@ -157,8 +157,8 @@ def _promote_before_revoke() -> list[Patch]:
 def _not_the_furthest() -> list[Patch]:
     original = sentinel.candidates.choose
 
-    def choose(view: View, snap: Snapshot) -> Any:
-        chosen = original(view, snap)
+    def choose(view: View, snap: Snapshot, *rest: Any) -> Any:
+        chosen = original(view, snap, *rest)
         if isinstance(chosen, sentinel.candidates.Chosen):
             standing = sentinel.candidates.standing_promises(view, snap)
             there = [p for n, p in standing.items() if n in snap.reports]
@@ -410,6 +410,11 @@ SLEEPING_LEADER = (
     Scene("start", "power", "n1", 20.0, after_s=1.0),
     Scene("2 revoking", "freeze_agent", "leader", 12.0, after_s=0.15),
 )
+# A primary is cut off from everything, and its agent sleeps.
+ALONE_AND_ASLEEP = (
+    Scene("start", "isolate", "n1", 24.0),
+    Scene("start", "freeze_agent", "n1", 24.0, after_s=1.0),
+)
 # n1 has just been rewound, below what it once acknowledged, when its new primary is lost.
 LOST_AFTER_REWIND = (
     Scene("start", "isolate", "n1", 5.0),
@@ -429,6 +434,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "promises of earlier terms count",
         _any_promise_counts,
+        seeds=(6, 62, 72),
         focus=("freeze", "isolate", "cut_from_nodes", "freeze_postgres"),
     ),
     Mutant("there is no floor under a node that is rewound", _no_floor, scenes=LOST_AFTER_REWIND, size=3, spec=Spec()),
@@ -452,6 +458,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a rule that comes back is taken for applied",
         _rules_unnumbered,
+        seeds=(18, 53, 108),
         focus=("cut_pair", "kill_postgres", "freeze_postgres", "change_spec"),
     ),
     Mutant("an old rule is dropped unheard", _shrinks_unheard, focus=("cut_pair", "kill_postgres", "freeze_agent")),
@@ -462,16 +469,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a primary starts without the view's word",
         _starts_alone,
+        seeds=(46, 53, 55),
         focus=("cut_from_store", "store_outage", "kill_postgres"),
     ),
     Mutant("clients are let in before the barrier", _gate_first),
     Mutant(
-        "a promotion cut short is taken for done", _old_timeline, focus=("kill_postgres", "kill_all_postgres", "blink")
+        "a promotion cut short is taken for done",
+        _old_timeline,
+        seeds=(34, 53, 62),
+        focus=("kill_postgres", "kill_all_postgres", "blink"),
     ),
     Mutant(
-        "the rule of a promotion is presumed", _promotion_rule_presumed, focus=("kill_postgres", "power", "cut_pair")
+        "the rule of a promotion is presumed",
+        _promotion_rule_presumed,
+        seeds=(10, 48, 161),
+        focus=("kill_postgres", "power", "cut_pair"),
     ),
-    Mutant("the fence does nothing", _fence_asleep, focus=("isolate", "freeze_agent", "cut_from_store")),
+    Mutant("the fence does nothing", _fence_asleep, scenes=ALONE_AND_ASLEEP, size=3, spec=Spec()),
     Mutant("a new agent forgets the fence", _adopts_unfenced, scenes=ADOPTED, size=3, spec=Spec()),
     Mutant("forks are not seen", _forks_unseen),
     Mutant("a pause is ignored", _pause_ignored, focus=("pause", "kill_postgres")),

@@ -65,6 +65,7 @@ class SimNode:
         self.route: NodeId | None = None  # where this node's HAProxy sends clients
         self.busy = False
         self.woken = False
+        self.thawed_at = 0.0
         self.disturbed_at = 0.0  # when something last happened to this node from outside
         self._turn_number = 0
         self._next_at = 0.0
@@ -153,7 +154,7 @@ class SimNode:
         if self.frozen:
             self.world.say(self.name, "machine goes on")
             self.frozen = False
-            self.disturbed_at = self.world.now
+            self.disturbed_at = self.thawed_at = self.world.now
             ices = self._ices()
             self.world.random.shuffle(ices)
             for ice in ices:
@@ -175,6 +176,7 @@ class SimNode:
     def thaw_agent(self) -> None:
         if self.agent_frozen and self.process is not None and self.process.alive:
             self.world.say(self.name, "agent goes on")
+            self.thawed_at = self.world.now
             self.process.ice.thaw()
         self.agent_frozen = False
 
