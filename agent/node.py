@@ -159,6 +159,7 @@ class Node:
 
     async def _after_turn(self) -> None:
         self.routing_wake.ring()
+        self.backups.look()
         self.http.wake()
 
     async def _routing_loop(self) -> Never:

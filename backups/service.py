@@ -7,6 +7,7 @@ and the libraries it takes, and give them back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from backups import layout
-from backups.archiver import ArchiverProcess, standing
+from backups.archiver import ArchiverProcess, Standing, standing
 from backups.config import BackupConfig
 from backups.layout import PathName
 from backups.notes import LEASE_S, Notes
@@ -114,6 +115,8 @@ class BackupService:
         self._dropped = 0  # WAL files that were let go when a snapshot last began
         self._archiver = ArchiverProcess(facts.socket, facts.run_dir / "archiver.log", self._environment())
         self._wanted = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._told = Standing(0, False)
 
     def status(self) -> BackupStatus:
         return BackupStatus(
@@ -131,12 +134,12 @@ class BackupService:
         if not self._config.url and self._config.s3 is None:
             await asyncio.Event().wait()
         ticker = Ticker()
-        if self._config.archive:
-            ticker.every(WATCH_S, self.watch)
         ticker.every(TICK_S, self.tick, jitter_s=5.0)
         async with asyncio.TaskGroup() as group:
             group.create_task(ticker.run())
             group.create_task(self._work())
+            if self._config.archive:
+                group.create_task(self._watch_on())
 
     async def stop(self) -> None:
         """At the orderly end of this node, after PostgreSQL."""
@@ -144,9 +147,25 @@ class BackupService:
 
     # Archiving
 
+    def look(self) -> None:
+        """The agreed view may have changed: a switchover that stops PostgreSQL must not wait for our next look."""
+        if standing(self._cluster(), self._facts.node) != self._told:
+            self._wake.set()
+
+    async def _watch_on(self) -> None:
+        while True:
+            try:
+                await self.watch()
+            except (FlypgError, OSError) as error:
+                log.warning("archiver_not_told", extra={"error": str(error)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
     async def watch(self) -> None:
         """Tell the archiver how this node stands."""
-        now = standing(self._cluster(), self._facts.node)
+        now = self._told = standing(self._cluster(), self._facts.node)
         if now.timeline == 0 and self._archiver.status is None:
             return
         path = await self._own_path()

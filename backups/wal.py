@@ -22,15 +22,15 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from backups import layout
-from backups.errors import DifferentContent, RepositoryError
+from backups.errors import DifferentContent, RepositoryError, RepositoryUnavailable
 from backups.layout import Fork, segment_of
 from backups.repository import Path
 from backups.segments import wrong_with
 
 log = logging.getLogger("flypg.backups")
-OPEN_WAIT_S = (
-    10.0  # a new primary archives its history file before its term is open: PostgreSQL waits rather than fails
-)
+OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
+DRAIN_S = 0.5  # how long a file may take while a switchover waits
+ANSWER_S = 50.0  # our client gives up after 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class WalArchiver:
         self._options = options
         self._wall = wall
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="wal-push")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a file may be stored before its callback is set: then that runs under the lock
         self._inflight: dict[str, Future[None]] = {}
         self._done: set[str] = set()  # stored ahead of being asked for
         self._standing = threading.Condition()
@@ -121,13 +121,24 @@ class WalArchiver:
         if not draining:
             self._look_ahead(name)
         try:
-            future.result(timeout=2.0 if draining else 50.0)
-        except TimeoutError:
-            return f"no {name}: " + ("a switchover waits, the next primary archives it" if draining else "takes long")
+            return self._wait(name, future)
         finally:
             with self._lock:
                 self._done.discard(name)
-        return "ok"
+
+    def _wait(self, name: str, future: Future[None]) -> str:
+        """`ok` once it is stored. A switchover that begins meanwhile is not held up: PostgreSQL's stop waits for us."""
+        began = time.monotonic()
+        while True:
+            try:
+                future.result(timeout=0.2)
+                return "ok"
+            except TimeoutError:
+                waited = time.monotonic() - began
+            if self._draining and waited > DRAIN_S:
+                return f"no {name}: a switchover waits; the next primary archives it"
+            if waited > ANSWER_S:
+                raise RepositoryUnavailable(f"not stored within {ANSWER_S:g} s; it goes on in the background")
 
     def _wait_until_open(self) -> tuple[int | None, bool]:
         with self._standing:

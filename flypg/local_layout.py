@@ -106,6 +106,9 @@ class Layout:
             "FLYPG_HTTP_PORT": str(ports.http),
             "FLYPG_METRICS_PORT": str(ports.metrics),
             "FLYPG_STATS_PORT": str(ports.stats),
+            "FLYPG_SNAPSHOT_URL": f"file://{self.root}/snapshots",
+            "FLYPG_SNAPSHOT_SHARED": "true",
+            "FLYPG_WAL_ARCHIVE": "off",  # a cluster for trying out writes its WAL once; `up --set` turns it on
             "FLYPG_LOG_FORMAT": "json",  # with times; `flypg local logs` prints it for people
             **dict(self.settings),
         }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backups.codec import Codec, SealingKey
+from backups.directory import DirectoryStore
 from backups.errors import RestoreFailed
 from backups.layout import HISTORY
 from backups.restore import make_plan
@@ -248,6 +251,32 @@ def test_only_the_open_primary_archives(server: PgServer) -> None:
     other.write_bytes(b"\0" * (1 << 20))
     assert ask(server.root / "wal.sock", "push", str(server.root / "evil")).startswith("no")
     archived.stop()
+
+
+def test_a_switchover_does_not_wait_for_a_slow_repository(server: PgServer) -> None:
+    """The stop of the primary waits for the archiver: it is told `no` at once, and the next primary has the WAL."""
+
+    class Slow(DirectoryStore):
+        def put(self, key: str, data: bytes, *, if_absent: bool = True) -> bool:
+            done = super().put(key, data, if_absent=if_absent)
+            if "/wal/" in key:
+                released.wait(60)
+            return done
+
+    released = threading.Event()
+    path = path_for(server, Slow(server.root / "repository"), Codec())
+    archived = Archived(server, path)
+    archived.archiver.stand(1)
+    write(server, "x")
+    server.sql("SELECT pg_switch_wal()")
+    until(lambda: bool(archived.archiver.ready()), "PostgreSQL wants to archive")
+    archived.archiver.stand(1, draining=True)
+    began = time.monotonic()
+    server.stop(signal.SIGINT)
+    took = time.monotonic() - began
+    released.set()
+    archived.stop()
+    assert took < 30, f"the stop took {took:.1f} s"
 
 
 def test_into_s3_and_back(server: PgServer) -> None:
