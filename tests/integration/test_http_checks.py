@@ -19,7 +19,7 @@ from tests.support.pgserver import BIN, PgServer
 from tests.support.serving import Serving, serving
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason="PostgreSQL 15 (Debian) is not installed"),
 ]
 

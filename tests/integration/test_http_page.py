@@ -27,7 +27,7 @@ from tests.support.serving import Serving, serving
 
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
 pytestmark = [
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(PROGRAM is None, reason="chromium is not installed"),
 ]
 NOWHERE = "host=/nonexistent port=1 user=postgres"

@@ -37,7 +37,7 @@ from tests.support.serving import Serving, serving
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(PROMETHEUS is None, reason="Debian's prometheus is not installed"),
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason="PostgreSQL 15 (Debian) is not installed"),
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.pgserver import BIN, PgServer, as_postgres
+from tests.support.pgserver import BIN, PgServer
 
 
 @dataclass
@@ -25,15 +25,6 @@ def until(check: Callable[[], object], what: str, timeout_s: float = 30.0) -> No
         time.sleep(0.05)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """The data directory of a stopped server, with its owner."""
-    shutil.copytree(source, target)
-    if as_postgres():
-        for path in (target, *target.rglob("*")):
-            shutil.chown(path, "postgres", "postgres")
-    target.chmod(0o700)
-
-
 def streams(pair: Pair) -> bool:
     rows = pair.primary.sql("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'")
     return bool(rows)
@@ -45,7 +36,7 @@ def running_pair(binaries: Path = BIN) -> Iterator[Pair]:
     primary, standby = PgServer(binaries=binaries), PgServer(binaries=binaries)
     try:
         primary.initdb(track_io_timing="on", max_wal_senders="10")  # as initdb wrote into the control file
-        _copy(primary.data, standby.data)
+        subprocess.run(["cp", "-a", str(primary.data), str(standby.data)], check=True, timeout=60)
         (standby.data / "standby.signal").touch()
         upstream = f"host=127.0.0.1 port={primary.port} user=postgres application_name=n2_t3"
         standby.configure(

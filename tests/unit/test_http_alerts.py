@@ -248,18 +248,29 @@ def test_rules_and_configuration_are_valid() -> None:
 @needs_promtool
 def test_every_alert_fires_on_its_cause_and_a_healthy_cluster_is_silent(tmp_path: Path) -> None:
     of = severities()
-    quick: list[dict[str, Any]] = []
-    slow: list[dict[str, Any]] = []  # what takes hours, evaluated in coarser steps
+    files = []
     for name, series, at, labels in FIRING:
         every = labels | {"alertname": name, "alertstate": "firing", "severity": of[name]}
         sample = {"labels": f"ALERTS{labelled(every)}", "value": 1}
-        found = case(series, f'ALERTS{{alertname="{name}",alertstate="firing"}}', at, [sample])
-        (slow if at.endswith("h") else quick).append(found)
-    quick += [case(HEALTHY, "ALERTS", at, []) for at in ("10m", "60m")]
-    for step, tests in (("1m", quick), ("10m", [{**test, "interval": "10m"} for test in slow])):
-        file = tmp_path / f"{step}.json"  # JSON is YAML too
-        file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": step, "tests": tests}))
-        run_promtool("test", "rules", str(file))
+        test = case(series, f'ALERTS{{alertname="{name}",alertstate="firing"}}', at, [sample])
+        files.append(written(tmp_path, name, [test], step="10m" if at.endswith("h") else "1m"))
+    healthy = [case(HEALTHY, "ALERTS", at, []) for at in ("10m", "60m")]
+    files.append(written(tmp_path, "", healthy, step="1m"))
+    run_promtool("test", "rules", *files)
+
+
+def written(directory: Path, name: str, tests: list[dict[str, Any]], step: str) -> str:
+    """A file of tests for promtool, with the rule called `name` alone ("": all), evaluated each `step`."""
+    rules = RULES
+    if name:
+        rules = directory / f"{name}.rules.yml"
+        rule = re.search(rf"      - alert: {name}\n(?:        .*\n)+", RULES.read_text())
+        assert rule is not None
+        rules.write_text(f"groups:\n  - name: one\n    rules:\n{rule[0]}")
+    file = directory / f"{name or 'healthy'}.json"  # JSON is YAML too
+    tests = [{**test, "interval": step} for test in tests]
+    file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": step, "tests": tests}))
+    return str(file)
 
 
 def metric_names(expr: str) -> set[str]:
