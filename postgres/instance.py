@@ -7,7 +7,7 @@ done returns at once. No method decides anything about the cluster.
 Three things keep a PostgreSQL from ever acting on its own:
 - it always starts with `standby.signal`, unless `start_primary` is called (only for the primary of the current term);
 - its gate (pg_hba) is closed on every start: only we and replication get in, until `set_gate(open=True)`;
-- `synchronous_standby_names` is never empty on any node unless the rule is that of a lone primary; a node without a rule
+- `synchronous_standby_names` is never empty unless the rule is that of a lone primary; a node without a rule
   names a standby that nobody is.
 """
 
@@ -92,7 +92,7 @@ class Walsender:
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """One look at the local PostgreSQL. `position` and the fields of a server are None or empty when it gave no answer."""
+    """One look at the local PostgreSQL. What only a running server can tell is None or empty when it gave no answer."""
 
     data: Data
     run: Run
@@ -156,7 +156,7 @@ class Instance(Protocol):
         ...
 
     async def ask_position(self, source: Upstream) -> Position:
-        """Where `source` stands now: what a primary has flushed. The floor of a node that is about to be made from it."""
+        """Where `source` stands now: what a primary has flushed. The floor of a node that is to be made from it."""
         ...
 
     async def oldest_wal(self, source: Upstream) -> int:
@@ -169,11 +169,11 @@ class Instance(Protocol):
         ...
 
     async def apply_rule(self, rule: Rule) -> None:
-        """Run `rule`; returns only when PostgreSQL demonstrably does (every walsender, and backends wait). May raise."""
+        """Run `rule`; returns only when PostgreSQL demonstrably does (every walsender, and backends wait)."""
         ...
 
     async def barrier(self, rule: Rule) -> None:
-        """A real write, acknowledged under `rule`, with the voters' flushed positions checked. Raises when not passed."""
+        """A real write, acknowledged under `rule`, the voters' flushed positions checked. Raises when not passed."""
         ...
 
     async def checkpoint(self) -> None: ...
