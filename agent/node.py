@@ -78,7 +78,6 @@ class Node:
         self.keeper_wake, self.sentinel_wake, self.routing_wake = Wake(), Wake(), Wake()
         self.store = SharedStore(parts.store, self.clock, self._changed)
         self.instance = LocalInstance(parts.instance, self.clock, parts.member.node)
-        self.instance.on_change = self.keeper_wake.ring
         self.fence = Fence(parts.instance.run, on_fired=lambda _: self.keeper_wake.ring())
         self.watch = PrimaryWatch(
             {"user": OPERATOR, "password": parts.instance.passwords.operator, "sslmode": parts.instance.sslmode},
@@ -100,6 +99,8 @@ class Node:
         )
         self.pooling = Pooling(parts.pooler, self.clock, self.fence.unpause, self.keeper_wake.ring)
         self.keeper.drained = self.pooling.drained
+        self.instance.on_change = self._instance_changed
+        self.watch.on_doubt = self._doubted
         self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
             cluster=parts.cluster,
@@ -128,6 +129,19 @@ class Node:
         if verdict.answer in GONE:
             self.pooling.hold()
         self.routing_wake.ring()
+        self.keeper_wake.ring()
+
+    def _doubted(self) -> None:
+        """Nobody knows yet whether the primary still is there: for these milliseconds pooled clients wait."""
+        if self.watch.doubt:
+            self.pooling.hold()
+        self.routing_wake.ring()
+
+    def _instance_changed(self) -> None:
+        snap = self.store.snapshot
+        here = snap is not None and snap.view is not None and snap.view.primary == self.parts.member.node
+        if here and self.instance.postmaster_pid is None:
+            self.pooling.hold()
         self.keeper_wake.ring()
 
     async def start(self) -> None:
@@ -175,7 +189,9 @@ class Node:
     async def _route(self, snap: Snapshot) -> None:
         self.watch.suspect_after_s = snap.spec.suspect_after_s
         route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
-        self.pooling.route(route.primary, snap, self.keeper.seen, self.watch.verdict, self.parts.member.node)
+        here = snap.view is not None and snap.view.primary == self.parts.member.node
+        down = self.instance.postmaster_pid is None if here else self.watch.doubt
+        self.pooling.route(route.primary, snap, here=here, down=down, verdict=self.watch.verdict)
         if route != self._routed:
             await self.haproxy.route(route)
             self._routed = route

@@ -14,14 +14,14 @@ from agent.routing.pooler_config import PoolerSettings
 from agent.routing.target import Address
 from cluster.clock import Clock
 from cluster.errors import CommandFailed, FlypgError
-from cluster.model import Answer, NodeId, Phase, Snapshot, Verdict
+from cluster.model import Answer, Phase, Snapshot, Verdict
 from cluster.pool import PoolMode, modes
 from healthchecks.provider import PoolerStats, PoolStats
 from postgres import roles
 from postgres.config import InstanceConfig
 from postgres.connection import Connection, connect_local
 from postgres.doors import Doors
-from postgres.instance import InstanceState, Run
+from postgres.instance import Run
 
 GONE = (Answer.REFUSED, Answer.SILENT)
 ACCESS_EVERY_S = 60.0
@@ -69,18 +69,18 @@ class Pooling:
         self,
         primary: Address | None,
         snap: Snapshot,
-        seen: InstanceState | None,
+        *,
+        here: bool,
+        down: bool,
         verdict: Verdict | None,
-        me: NodeId,
     ) -> None:
-        """Pooled clients go to `primary`, or wait: while there is none, and while it is found to be gone."""
+        """Pooled clients go to `primary`, or wait: while there is none, and while it is found to be gone. `here`: it is
+        this node's; `down`: it does not run, or its connections have just ended."""
         view = snap.view
         if self.pooler is None or view is None:
             return
-        if view.primary == me:
-            gone = seen is not None and seen.run is Run.DOWN
-        else:
-            gone = verdict is not None and verdict.term == view.term and verdict.answer in GONE
+        lost = verdict is not None and verdict.term == view.term and verdict.answer in GONE
+        gone = down or (lost and not here)
         spec = snap.spec
         self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
         self.pooler.route(None if gone else primary, spec, max(1, len(view.members)))

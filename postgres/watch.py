@@ -40,6 +40,10 @@ class Target:
 StreamAge = Callable[[], Awaitable[float | None]]
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class PrimaryWatch:
     """Watches what `watch` was last told; `run` is its task. `credentials`: libpq parameters of the operator's user."""
 
@@ -55,6 +59,8 @@ class PrimaryWatch:
         self.suspect_after_s = suspect_after_s
         self.credentials = dict(credentials)
         self.verdict: Verdict | None = None  # None: nobody is watched
+        self.doubt = False  # its open connection has just ended, and it is not known yet what that means
+        self.on_doubt: Callable[[], None] = _nothing  # called when `doubt` changes
         self._stream_age = stream_age
         self._on_change = on_change
         self._target: Target | None = None
@@ -66,6 +72,7 @@ class PrimaryWatch:
         if target != self._target:
             self._target = target
             self._changed.set()
+            self.doubt = False
             self.verdict = Verdict(target.term, target.node, Answer.UNKNOWN) if target is not None else None
 
     async def run(self) -> None:
@@ -91,6 +98,15 @@ class PrimaryWatch:
             self.verdict = verdict
             self._log.info("verdict", extra={"primary": target.node, "term": target.term, "answer": str(answer)})
             self._on_change(verdict)
+        if self.doubt and target == self._target:
+            self.doubt = False
+            self.on_doubt()
+
+    def doubted(self, target: Target) -> None:
+        """The open connection to `target` has ended: whoever can wait should, for the moment it takes to ask anew."""
+        if target == self._target:
+            self.doubt = True
+            self.on_doubt()
 
     async def stream_age(self) -> float | None:
         """Never waits long: a local PostgreSQL that does not answer vouches for nobody."""
@@ -130,6 +146,7 @@ class _OneWatch:
             if line is not None:
                 failed_logins = 0
                 await self._converse(line)
+                self._owner.doubted(self._target)
             elif self._clock() >= next_login:
                 next_login = self._clock() + LOGIN_PAUSES_S[min(failed_logins, len(LOGIN_PAUSES_S) - 1)]
                 failed_logins += 1
