@@ -52,7 +52,7 @@ integration: .venv/.ready-dev  ## tests with real servers only
 	@$(PYTHON) -m pytest tests/integration -q -n 2
 
 e2e: .venv/.ready-dev  ## the containers for real: builds the images, needs Docker, takes many minutes
-	@FLYPG_E2E=$(or $(FLYPG_E2E),1) $(PYTHON) -m pytest tests/e2e -q -s
+	@FLYPG_E2E=$(or $(FLYPG_E2E),1) $(PYTHON) -m pytest tests/e2e/test_compose.py -q -s
 
 soak: .venv/.ready-dev  ## simulate SEEDS=… runs
 	@$(PYTHON) -m tests.simulation.soak --seeds $(SEEDS)

@@ -80,7 +80,6 @@ class Cluster:
         status = json.loads(self.flypg("status", "--json"))
         return bool(status["serving"]) and bool(status["failover_without_loss"]) and self.all_stream(status)
 
-
     def all_stream(self, status: dict[str, object]) -> bool:
         nodes = status["nodes"]
         assert isinstance(nodes, list)
@@ -171,7 +170,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_node_runs_without_root_and_writes_nowhere_else(cluster: Cluster) -> None:
-    top = cluster.engine.run("docker", "top", cluster.ids["n1"], "-eo", "uid,args").stdout.splitlines()[1:]
+    top = cluster.engine.run("docker", "top", cluster.ids["n1"], "-eo", "uid,pid,args").stdout.splitlines()[1:]
     assert top and not [line for line in top if line.split()[0] in ("0", "root")], top
     for place in ("/etc", "/opt/flypg", "/usr/local/bin", "/var"):
         done = cluster.engine.run("docker", "exec", cluster.ids["n1"], "touch", f"{place}/x", check=False)
@@ -185,7 +184,7 @@ def test_orphans_of_others_are_reaped(cluster: Cluster) -> None:
     time.sleep(1)
 
     def none_left() -> bool:
-        top = cluster.engine.run("docker", "top", cluster.ids["n1"], "-eo", "stat,comm").stdout
+        top = cluster.engine.run("docker", "top", cluster.ids["n1"], "-eo", "stat,pid,comm").stdout
         return not [line for line in top.splitlines() if line.startswith("Z")]
 
     until(none_left, "a zombie stays", 60)
@@ -213,7 +212,7 @@ def test_the_primary_is_lost_and_nothing_with_it(cluster: Cluster, how: str, at_
             run("docker", "pause", container)
         else:
             run("docker", "network", "disconnect", network, container)
-        writer.recovered(began)
+        writer.recovered(time.monotonic())
         if how == "pause":
             time.sleep(10)
             run("docker", "unpause", container)
