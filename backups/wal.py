@@ -29,7 +29,7 @@ from backups.segments import wrong_with
 
 log = logging.getLogger("flypg.backups")
 OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
-DRAIN_S = 0.5  # how long a file may take while a switchover waits
+DRAIN_S = 1.0  # how long a file may take while a switchover waits
 ANSWER_S = 50.0  # our client gives up after 60
 
 

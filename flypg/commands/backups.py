@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
 from dataclasses import asdict
 
+from backups.policy import RunHistory
 from backups.repository import wal_name
 from backups.upkeep import audit, reach_of
 from backups.upkeep import sweep as carry_out
+from cluster.errors import StoreUnavailable
 from cluster.model import format_lsn
 from flypg.commands.snapshots import ago, size, verified
 from flypg.progress import Progress
-from flypg.reply import Exit, Reply, done
-from flypg.repository import open_path
+from flypg.reply import BadInput, Exit, Reply, done
+from flypg.repository import configured, environment, open_path
+from flypg.target import Target, find
 
 
 def check(args: argparse.Namespace) -> Reply:
@@ -79,7 +83,11 @@ def status(args: argparse.Namespace) -> Reply:
     if reach is not None:
         gap = f", with a gap at {reach.gap}" if reach.gap else ""
         lines.append(f"restorable     up to {format_lsn(reach.last_lsn)} on timeline {reach.timeline}{gap}")
+    history = _history(args)
+    if history is not None:
+        lines += _runs(history, now)
     body = {
+        "history": asdict(history) if history is not None else None,
         "repository": opened.said,
         "snapshots": len(found),
         "last_snapshot_at": found[-1].finished_at if found else None,
@@ -88,3 +96,40 @@ def status(args: argparse.Namespace) -> Reply:
         "reach": asdict(reach) if reach else None,
     }
     return Reply(Exit.OK if found else Exit.FAILED, "\n".join(lines), body)
+
+
+def _history(args: argparse.Namespace) -> RunHistory | None:
+    """How the agents' snapshots have gone; None when etcd does not say."""
+    values, _ = environment(args)
+    asked = argparse.Namespace(dir=args.dir, etcd=None, cluster=None)
+    whose = "" if configured(values).shared else values.get("FLYPG_NODE", "")
+    try:
+        target = find(asked)
+        return asyncio.run(_read_history(target, whose))
+    except (StoreUnavailable, BadInput):
+        return None
+
+
+async def _read_history(target: Target, whose: str) -> RunHistory:
+    from backups.notes import Notes
+    from cluster.etcd import Etcd
+
+    etcd = Etcd(target.etcd)
+    try:
+        return await Notes(etcd, target.cluster).read_history(whose)
+    finally:
+        await etcd.close()
+
+
+def _runs(history: RunHistory, now: float) -> list[str]:
+    """The agents' last runs, for people. Pure."""
+    lines = []
+    if history.failures and history.failed_at is not None:
+        lines.append(f"FAILED         {history.failures} times, last {ago(now - history.failed_at)}: {history.error}")
+    if history.ok_at is not None:
+        lines.append(f"last run       {history.ok_id}, {ago(now - history.ok_at)}")
+    if history.doubt:
+        lines.append(f"PROBLEM        the last restore test failed: {history.doubt}")
+    elif history.verified_at is not None:
+        lines.append(f"restore test   {ago(now - history.verified_at)}, took {history.verified_s or 0:.0f} s")
+    return lines

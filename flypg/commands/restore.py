@@ -16,12 +16,15 @@ from backups.restore import make_plan
 from backups.restore import restore as carry_out
 from backups.restore_plan import Refused as PlanRefused
 from backups.restore_plan import RestorePlan, Target, TargetKind, describe
-from cluster.model import parse_lsn
+from cluster.errors import StoreUnavailable
+from cluster.model import NodeId, Snapshot, parse_lsn
 from flypg.commands.change import confirm
 from flypg.commands.snapshots import size
 from flypg.progress import Progress
 from flypg.reply import BadInput, Refused, Reply, done
 from flypg.repository import open_path
+from flypg.target import Target as ClusterTarget
+from flypg.target import find
 from postgres.command import account
 
 NEXT = """\
@@ -42,6 +45,8 @@ def run(args: argparse.Namespace) -> Reply:
     body = plan_data(plan, directory)
     if args.plan:
         return done("\n".join(lines), body)
+    if args.in_place:
+        refuse_alive(args)
     if aside := _in_the_way(directory, in_place=args.in_place):
         lines.append(f"aside      what is there is kept as {aside}")
     if not args.yes:
@@ -78,6 +83,32 @@ def run(args: argparse.Namespace) -> Reply:
         + NEXT.format(directory=directory, timeline=result.timeline)
     )
     return done(text, {**body, **asdict(result), "directory": str(directory)})
+
+
+def refuse_alive(args: argparse.Namespace) -> None:
+    """Raise Refused when etcd knows the cluster, and an agent of it runs: it would meet its own past."""
+    try:
+        target = find(argparse.Namespace(dir=args.dir, etcd=None, cluster=None))
+        snapshot = asyncio.run(_look(target))
+    except (StoreUnavailable, BadInput):
+        return  # nobody to ask: the cluster is as dead as can be seen from here
+    if snapshot.reports:
+        nodes = ", ".join(sorted(snapshot.reports))
+        raise Refused(
+            f"{target.said} is alive: agents run on {nodes}; stop every one of them first; nothing was changed"
+        )
+
+
+async def _look(target: ClusterTarget) -> Snapshot:
+    from cluster.clock import SystemClock
+    from cluster.etcd import Etcd
+    from cluster.etcd_store import EtcdStore
+
+    etcd = Etcd(target.etcd)
+    try:
+        return await EtcdStore(etcd, target.cluster, NodeId("operator"), clock=SystemClock()).read()
+    finally:
+        await etcd.close()
 
 
 def _in_the_way(directory: FilePath, *, in_place: bool) -> FilePath | None:

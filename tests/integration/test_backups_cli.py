@@ -33,7 +33,8 @@ def test_from_the_first_snapshot_to_a_restored_cluster(
     monkeypatch.setenv("FLYPG_SNAPSHOT_URL", f"file://{server.root}/repository")
     monkeypatch.setenv("FLYPG_SNAPSHOT_MIN_FREE_PERCENT", "0")
     monkeypatch.setenv("FLYPG_SNAPSHOT_KEY", "ab" * 32)
-    monkeypatch.setenv("FLYPG_ETCD_ENDPOINTS", "http://127.0.0.1:9")  # nothing of this needs etcd
+    monkeypatch.setenv("FLYPG_LOCAL_DIR", str(tmp_path / "none"))  # nothing of this needs a cluster or etcd
+    monkeypatch.delenv("FLYPG_ETCD_ENDPOINTS", raising=False)
 
     def flypg(*words: str, exit: int = 0) -> tuple[dict[str, Any], str]:
         """The answer as data and as complained of."""
