@@ -21,6 +21,7 @@ class Clients:
         self.invoked = 0
         self.acknowledged = 0
         self.last_acknowledged_at = 0.0
+        self.longest_gap_s = 0.0  # between two acknowledgements
 
     def start(self) -> None:
         self.world.after(0.1, self._write)
@@ -43,4 +44,5 @@ class Clients:
 
     def _returned(self, count: int) -> None:
         self.acknowledged += 1
+        self.longest_gap_s = max(self.longest_gap_s, self.world.now - self.last_acknowledged_at)
         self.last_acknowledged_at = self.world.now

@@ -376,6 +376,10 @@ class Faults:
         self.ask(RequestKind.SWITCHOVER, node.name if self.world.chance(0.5) else None)
         return nothing
 
+    def switchover_away(self, node: SimNode) -> Mend:
+        self.ask(RequestKind.SWITCHOVER, None)
+        return nothing
+
     def failover(self, node: SimNode) -> Mend:
         self.ask(RequestKind.FAILOVER, None)
         return nothing

@@ -89,6 +89,7 @@ class Simulation:
         if self.scenes:
             for_s = 25.0
             self.stage.open = True
+            self.clients.longest_gap_s = 0.0
             self.stage.happened("start")
         else:
             self.faults.schedule(0.5, for_s, world.random.randint(1, 7))
