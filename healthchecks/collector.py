@@ -84,7 +84,10 @@ class Collector:
         self.scrapes_total += 1
         if self._round is None:
             self._round = asyncio.create_task(self._read(), name="metrics")
-        await asyncio.wait({self._round}, timeout=ANSWER_WITHIN_S)
+        current = self._round
+        await asyncio.wait({current}, timeout=ANSWER_WITHIN_S)
+        if current.done():
+            current.result()  # a bug of ours must not pass for a server that is silent
         due = time.monotonic() >= self._tables_at + TABLES_EVERY_S
         if self._config.table_metrics and self.up and due and self._tables is None:
             self._tables = asyncio.create_task(self._read_tables(), name="metrics of tables")
@@ -118,6 +121,9 @@ class Collector:
         errors = self.errors.total()
         try:
             await self._session.run(self._everything, ROUND_TIMEOUT_S)
+            self.up = True
+        except SqlRefused:
+            self.errors["static"] += 1  # it answered, but not the first questions
             self.up = True
         except PostgresUnavailable:
             self.errors["connection"] += 1
