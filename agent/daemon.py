@@ -60,6 +60,8 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         return 2 if isinstance(error, SettingsError) else 1
     has_data = (parts.instance.pgdata / "PG_VERSION").exists()
     member = held_back(parts.member, settings.restored_from, has_data=has_data)
+    if member != parts.member:
+        log.warning("no data here: waits for the node that brings it", extra={"restored_from": settings.restored_from})
     node = Node(replace(parts, member=member), log)
     loop.add_signal_handler(signal.SIGHUP, lambda: _reload(node, reload, log))
     try:
