@@ -170,7 +170,7 @@ class Checker:
             self._has_all(server, "promoted")
 
     def _has_all(self, server: Server, what: str) -> None:
-        if self.quorum:
+        if self.quorum and server.data is Data.PRESENT:  # else its disk was lost a moment ago, and another has it all
             lost = self.must_keep.difference(server.wal)
             if lost:
                 self.world.violated(
