@@ -200,6 +200,30 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     ),
     ("then stop in order", snap(view(handover=STOPPING)), local("a", as_primary(), **SERVES), Stop(fast=True)),
     (
+        "once the poolers' transactions have ended",
+        snap(view(handover=STOPPING)),
+        local("a", as_primary(), stop_seen=(STOPPING.request, 99.9), **SERVES),
+        None,
+    ),
+    (
+        "those of this node and of every other",
+        snap(view(handover=STOPPING)),
+        local("a", as_primary(), stop_seen=(STOPPING.request, 99.9), drained=STOPPING.request, **SERVES),
+        None,
+    ),
+    (
+        "when all say so it stops",
+        snap(view(handover=STOPPING), replace(standby(B), drained="r1"), replace(standby(C), drained="r1")),
+        local("a", as_primary(), stop_seen=(STOPPING.request, 99.9), drained=STOPPING.request, **SERVES),
+        Stop(fast=True),
+    ),
+    (
+        "but not for ever",
+        snap(view(handover=STOPPING), standby(B)),
+        local("a", as_primary(), stop_seen=(STOPPING.request, 99.0), **SERVES),
+        Stop(fast=True),
+    ),
+    (
         "then promise with the end",
         snap(view(handover=STOPPING)),
         local("a", down("shut down")),
@@ -391,8 +415,20 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     (
         "started detached, it would wait for that WAL for ever",
         snap(promoting(phase=Phase.OPEN)),
-        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4))),
+        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4)), last_start=80.0),
         Stop(fast=False),
+    ),
+    (
+        "but it is given time to recover",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4)), last_start=99.0),
+        None,
+    ),
+    (
+        "a crashed primary that was once rewound is looked at alone: its WAL may have forked",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", down("in production"), disk=disk(NEXT, floor=at(950, 4))),
+        StartStandby(None),
     ),
     ("attached, but the gate is closed", snap(), local("b", as_standby(gate_open=False)), OpenGate()),
     (
