@@ -26,6 +26,8 @@ from postgres.instance import Data, JobKind, Run
 
 JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
 HUNG_MAX_S = 30.0
+ALONE_MAX_S = 10.0  # a start without a primary to receive from; after that it is taken to lack WAL
+PRIMARY_STATES = ("in production", "shutting down", "in crash recovery")  # of a control file whose server crashed
 UNATTACHED_S = 5.0  # a standby that has not streamed for so long asks whether its WAL is still there, …
 ASK_AGAIN_S = 30.0  # … and again after this
 
@@ -112,7 +114,8 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _start(snap, view, local, upstream)
-    if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream:
+    waits = local.last_start is None or now - local.last_start > ALONE_MAX_S
+    if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream and waits:
         return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
     if inst.run is Run.STARTING:
         return Plan(None, "PostgreSQL is starting", soon=True)
@@ -182,7 +185,8 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
         return Plan(Rewind(upstream), f"its WAL ended at {end}, beyond the fork of timeline {view.timeline}")
     if control is not None and control.clean_primary:
         return Plan(StartStandby(upstream), f"stopped in order at {end}: it follows {upstream.node}")
-    if local.disk.floor is not None:  # rewound or copied: alone it might never have enough WAL to let anybody in
+    was_primary = control is not None and control.state in PRIMARY_STATES  # it has all the WAL it needs
+    if local.disk.floor is not None and not was_primary:  # rewound: alone it might never let anybody in
         return Plan(StartStandby(upstream), f"it needs WAL up to {local.disk.floor} from {upstream.node}")
     return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
 
