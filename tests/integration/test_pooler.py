@@ -191,7 +191,7 @@ async def test_switches_under_load_without_an_error(
                 await progress(load)
         assert load.errors == []
         assert load.ports == {a.port, b.port}
-        assert load.longest_s < 10
+        assert load.longest_s < 30
 
 
 async def test_a_dead_primary_is_waited_for(settings: PoolerSettings, servers: tuple[PgServer, PgServer]) -> None:
@@ -268,7 +268,8 @@ async def test_logins_pass_through(settings: PoolerSettings, servers: tuple[PgSe
             ("ada", "schema_admin")
         ]
         a.sql("ALTER ROLE veteran VALID UNTIL '2001-01-01'")
-        for user, password in (("wanda", "wrong"), ("nobody", PASSWORD), ("flypgadmin", PASSWORD), ("veteran", PASSWORD)):
+        for user in ("wanda", "nobody", "flypgadmin", "veteran"):
+            password = "wrong" if user == "wanda" else PASSWORD
             with pytest.raises(psycopg.OperationalError):
                 await asyncio.to_thread(connect, settings, user, password=password, connect_timeout=20)
         a.sql("ALTER ROLE veteran VALID UNTIL 'infinity'")
