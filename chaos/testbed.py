@@ -172,6 +172,7 @@ class Testbed(Target):
             "FLYPG_HTTP_PORT": str(p.http),
             "FLYPG_METRICS_PORT": str(p.metrics),
             "FLYPG_STATS_PORT": str(p.stats),
+            "FLYPG_SNAPSHOT_URL": "off",  # a snapshot and its restore test would disturb what is measured
         }
 
     # --- stopping -------------------------------------------------------------------------------------------------
