@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from agent import tls
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
 from agent.routing.pooler_config import PoolerSettings
+from agent.routing.program import owner_of
 from backups.config import BackupConfig, read_config, values_of
 from backups.service import NodeFacts, archive_settings
 from cluster.clock import SystemClock
@@ -101,6 +103,7 @@ def assemble(settings: Settings) -> Parts:
         passwords=passwords(settings),
         listen=settings.listen,
         user=user,
+        tls=tls.install(settings.values, base / "conf", owner_of(user or "")),
         archive_command=archiving.command,
         archive_timeout_s=archiving.timeout_s,
     )
@@ -154,6 +157,8 @@ def _pooler(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...
         listen=listen,
         user=user,
         program=str(settings.pgbouncer),
+        tls_certificate=instance.tls.certificate if instance.tls is not None else None,
+        tls_key=instance.tls.key if instance.tls is not None else None,
     )
 
 

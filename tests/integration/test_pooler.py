@@ -21,7 +21,9 @@ import pytest
 from agent.fence import Fence
 from agent.routing.pooler import Pooler
 from agent.routing.pooler_config import PoolerSettings
+from agent.routing.program import owner_of
 from agent.routing.target import Address
+from agent.tls import CERTIFICATE, KEY, install
 from cluster.clock import SystemClock
 from cluster.model import Spec
 from postgres import roles
@@ -29,6 +31,7 @@ from tests.integration.test_roles import CAN, CANNOT, HBA, LAYOUT, PASSWORD, USE
 from tests.support.pgcopy import copy_of
 from tests.support.pgserver import BIN, PgServer
 from tests.support.ports import free_ports
+from tests.unit.test_tls import make
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer is not installed"),
@@ -353,3 +356,18 @@ async def test_the_password_is_in_no_command_line_and_no_readable_file(
 
 def open_text(path: Path) -> str:
     return path.read_text()
+
+
+async def test_clients_may_use_tls(settings: PoolerSettings, servers: tuple[PgServer, PgServer]) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    certificate, key = make(settings.log_dir, "node")
+    installed = install({CERTIFICATE: str(certificate), KEY: str(key)}, settings.log_dir, owner_of(settings.user))
+    assert installed is not None
+    a, _ = servers
+    async with running(replace(settings, tls_certificate=installed.certificate, tls_key=installed.key)) as pooler:
+        pooler.route(address(a), SPEC, 1)
+        await released(pooler)
+        for mode in ("require", "disable"):
+            with await asyncio.to_thread(connect, settings, sslmode=mode) as client:
+                assert client.pgconn.ssl_in_use is (mode == "require")
