@@ -20,6 +20,7 @@ from postgres.controldata import ControlData
 from postgres.files import read_or_empty, remove
 from postgres.parts import Parts
 from postgres.process import end_leftovers, remove_stale_lock
+from postgres.promotion import drop_trailing_stubs
 
 LAUNCHED_S = 10.0  # for a postmaster to write its pid file
 STOP_FAST_S = 5.0  # how long `stop` waits before it says "look again"
@@ -64,6 +65,7 @@ class Launcher:
         for lock in (config.pgdata / "postmaster.pid", config.run / f".s.PGSQL.{config.port}.lock"):
             remove_stale_lock(lock, config.pgdata)
         remove(config.pgdata / "promote")
+        drop_trailing_stubs(config.pgdata / "pg_wal")
 
     async def _launch(self) -> None:
         parts, config = self._parts, self._parts.config

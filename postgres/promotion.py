@@ -67,10 +67,25 @@ def reserve(pg_wal: Path, current: int, timeline: int, owner: Account | None) ->
                 f"cannot be promoted to timeline {timeline}: {path.name} is the history of another branch"
             )
         remove(path)
-    for number in range(current + 1, timeline):
-        if number not in known:
+    # All of them, not only those after `current`: a copy brings no older histories, and a follower asks for every one.
+    for number in range(2, timeline):
+        if number not in known and number != current:
             write_atomically(pg_wal / history_name(number), STUB, owner=owner, durable=True)
     fsync_directory(pg_wal)
+
+
+def drop_trailing_stubs(pg_wal: Path) -> None:
+    """Remove the stubs of a promotion that never came about. PostgreSQL would take the last one for its newest
+    timeline, find that it is no child of its own history, and not start."""
+    try:
+        names = os.listdir(pg_wal)
+    except FileNotFoundError:
+        return
+    for number in sorted((int(m.group(1), 16) for n in names if (m := HISTORY_NAME.match(n))), reverse=True):
+        path = pg_wal / history_name(number)
+        if _is_real(path.read_text(errors="replace")):
+            return
+        remove(path)
 
 
 def _is_real(history: str) -> bool:
