@@ -329,7 +329,9 @@ def _was_primary(pgdata: Path) -> bool:
 
 def destroy(layout: Layout) -> None:
     """Remove what `up` created in the directory, and nothing else that may lie there."""
-    for path in [layout.node_dir(name) for name in layout.names] + [layout.root / d for d in ("etcd", "log", "pids")]:
+    for path in [layout.node_dir(name) for name in layout.names] + [
+        layout.root / d for d in ("etcd", "log", "pids", "snapshots")
+    ]:
         if path.exists():
             shutil.rmtree(path)
     for file in (layout.secrets, layout.file, layout.root / "lock"):

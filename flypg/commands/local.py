@@ -174,7 +174,7 @@ def down(args: argparse.Namespace) -> Reply:
     if layout is None:
         return done(f"there is no local cluster in {root}; nothing to do")
     if args.destroy and not args.yes:
-        confirm(f"All data of the cluster in {root} is removed.", typed="destroy", unless="--yes")
+        confirm(f"All data of the cluster in {root} is removed, its snapshots too.", typed="destroy", unless="--yes")
     progress = Progress()
     with local.locked(root):
         ran = local.stop_everything(layout, progress)
