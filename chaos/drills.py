@@ -39,6 +39,7 @@ class Drill:
     paths: tuple[str, ...] = ("steady", "fresh")  # the clients whose outage counts
     needs: Needs = field(default_factory=Needs)
     etcd: bool = False  # breaks etcd itself
+    pooled: bool = False  # clients of the pooler must see no error at all
     inside: bool = False  # a client on the victim's own machine keeps writing to the victim's server
 
     @property
@@ -103,6 +104,6 @@ DRILLS = {
         _of("cut-replication", 2.0, failovers=(0, 1), hold_s=10.0),
         _of("cut-clients", 0.5, failovers=(0,)),
         _of("lossy", 2.0, failovers=(0, 1), hold_s=20.0),
-        Drill("switchover", "a planned change of primary", switchover, "", 0.5),
+        Drill("switchover", "a planned change of primary", switchover, "", 0.5, pooled=True),
     )
 }

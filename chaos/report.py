@@ -183,7 +183,13 @@ def _drawing(r: Result) -> str:
     axis = Axis(r.began, r.ended, r.fault)
     fault = Span(r.fault, max(r.mended, r.fault + 0.05), r.drill, "fault")
     writes = {path: [w for w in r.writes if w.path == path] for path in dict.fromkeys(w.path for w in r.writes)}
-    return picture(axis, [fault], dict(writes), r.roles, _steps(r))
+    whole = picture(axis, [fault], dict(writes), r.roles, _steps(r))
+    longest = max((o.ended - r.fault for o in r.outages if o.ended != NEVER), default=0.0)
+    if r.drill == "soak" or r.ended - r.began < 4 * (longest + 2):
+        return whole
+    near = Axis(r.fault - 1, r.fault + longest + 1, r.fault)  # the moment that matters, of a long run
+    close = picture(near, [fault], dict(writes), r.roles, _steps(r))
+    return f"{close}<p class=dim>The same, from beginning to end:</p>{whole}"
 
 
 def _steps(r: Result) -> list[Span]:

@@ -14,7 +14,7 @@ from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_primary
 from chaos.drills import Drill
 from chaos.faults import nothing
-from chaos.history import Verdict
+from chaos.history import Verdict, Write
 from chaos.inspection import judge_servers, patiently, rows
 from chaos.phases import failovers, phases, roles
 from chaos.places import Node
@@ -26,6 +26,7 @@ from chaos.writer import CREATE, TABLE, Probe
 BASELINE_S = 1.5  # undisturbed writes before anything is broken
 CALM_S = 1.0  # and after everything is mended
 INSIDE_IDS = 10_000_000_000  # a second probe counts from here
+POOLED_IDS = 20_000_000_000
 
 
 def prepare(target: Target) -> None:
@@ -74,6 +75,9 @@ def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str
         if drill.inside and victim is not None and target.network is not None:
             before = target.network.inside(victim.name)
             probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=before))
+        if drill.pooled:
+            poolers = [node.conninfo(node.ports.pooler) for node in target.nodes.values() if node is not victim]
+            probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS))
         try:
             _break_and_mend(target, drill, victim, probes[0], result, rng, say)
         except TestbedError as error:
@@ -138,6 +142,8 @@ def _judge(target: Target, drill: Drill, result: Result, say: Callable[[str], No
     right = " or ".join(map(str, drill.failovers))
     count = Verdict("failovers", len(told) in drill.failovers, f"{len(told)} (right: {right})")
     result.verdicts += [one_primary(writes), count]
+    if drill.pooled:
+        result.verdicts.append(_pooled(writes))
     if result.healed is not None:
         text = f"complete again {result.healed - result.mended:.1f} s after all was mended (bound {drill.heal_s:g} s)"
         result.verdicts.append(Verdict("healing", True, text))
@@ -149,6 +155,16 @@ def _judge(target: Target, drill: Drill, result: Result, say: Callable[[str], No
             result.verdicts += judge_servers(target, _readable(target))
     except (TestbedError, WireError) as error:
         result.verdicts.append(Verdict("final read", False, str(error)))
+
+
+def _pooled(writes: Sequence[Write]) -> Verdict:
+    """Did clients of the pooler see nothing but a pause?"""
+    mine = [w for w in writes if w.path.startswith("pooled")]
+    errors = Counter(w.error for w in mine if not w.acknowledged)
+    if errors:
+        text = "; ".join(f"{count} × {error}" for error, count in errors.most_common(3))
+        return Verdict("pooled clients", False, f"{errors.total()} of {len(mine)} writes failed: {text}")
+    return Verdict("pooled clients", True if mine else None, f"{len(mine)} writes through the pooler, no error")
 
 
 def _readable(target: Target) -> Sequence[Node]:

@@ -11,7 +11,7 @@ from chaos.netns import Network
 from chaos.places import Node, Place, environment
 from chaos.watch import Watcher
 
-HEALTHY_S = 60.0
+HEALTHY_S = 120.0
 
 
 class TestbedError(Exception):
