@@ -27,7 +27,7 @@ from cluster.settings import Settings
 from postgres.instance import Run
 from postgres.process import become_subreaper
 
-SETTLED_S = 20.0  # by then everything has been touched that a running agent uses
+SETTLED_S = (20.0, 120.0, 900.0)  # by then everything has been touched that a running agent uses
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 FAST_STOP_S = 20.0
 PAUSE_AT_END_S = 0.02
@@ -71,7 +71,8 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         await node.stop(leave_running=True)
         return 1
     log.info("agent started", extra={"node": parts.member.node, "cluster": parts.cluster, "version": parts.version})
-    loop.call_later(SETTLED_S, release_start_up_code)
+    for settled_s in SETTLED_S:
+        loop.call_later(settled_s, release_start_up_code)
     how = signal.SIGTERM
     try:
         async with asyncio.TaskGroup() as group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 from pathlib import Path
 
@@ -17,9 +18,13 @@ def release_start_up_code() -> None:
     agent's resident memory. Only code is let go of: it is never written to, so the kernel reads it again from its cache
     or from the file. Linux only; elsewhere, and wherever it is not allowed, nothing happens.
     """
+    gc.collect()
+    gc.freeze()  # what is here now stays: it need not be looked through again and again
     try:
         maps = Path("/proc/self/maps").read_text()
-        advise = ctypes.CDLL(None).madvise
+        library = ctypes.CDLL(None)
+        advise = library.madvise
+        library.malloc_trim(0)
     except (OSError, AttributeError):
         return
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

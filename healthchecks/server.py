@@ -11,8 +11,6 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
-
 from cluster.errors import FlypgError
 from healthchecks.commands.serve import add_commands, answer
 from healthchecks.config import HttpConfig
@@ -25,6 +23,7 @@ from healthchecks.role import gather
 from healthchecks.scrape import Metrics
 from healthchecks.suite import Checks
 from healthchecks.watch import Watch
+from healthchecks.web import web
 from postgres.check_queries import Vitals
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

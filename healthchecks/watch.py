@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
-
 from cluster.errors import FlypgError
 from cluster.model import Event, NodeId
 from healthchecks.page import Seen, document, parts
 from healthchecks.peers import ask_all
 from healthchecks.provider import Provider
+from healthchecks.web import web
 
 EVERY_S = 2.0  # lag moves without anybody telling
 AT_MOST_EVERY_S = 0.25

@@ -7,13 +7,12 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
-
 from healthchecks.commands.openapi import description
 from healthchecks.commands.route import Bare, Call, CommandError, Route
 from healthchecks.commands.routes import ROUTES
 from healthchecks.config import HttpConfig
 from healthchecks.provider import Provider
+from healthchecks.web import web
 
 MAX_BODY = 64 * 1024
 
