@@ -36,7 +36,9 @@ async def _hand_over(keeper: Keeper, store: SharedStore, log: logging.Logger) ->
     if own is None or not any(s.caught_up for s in own.standbys):
         log.info("no standby could take over: stopping without handing over")
         return False
-    request = Request(f"stop-{me}-{secrets.token_hex(4)}", RequestKind.SWITCHOVER, None, f"the agent of {me}, which ends")
+    request = Request(
+        f"stop-{me}-{secrets.token_hex(4)}", RequestKind.SWITCHOVER, None, f"the agent of {me}, which ends"
+    )
     await store.add_request(request)
     while True:
         snap = await store.read()
