@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_cluster_that_has_only_ipv6() -> None:
-    with testbed(Plan(nodes=3, etcd=3, namespaces=True, ipv6=True)) as bed:
+    with testbed(Plan(nodes=3, etcd=1, namespaces=True, ipv6=True)) as bed:
         for node in bed.nodes.values():
             assert ":" in node.address
             for port in (node.ports.proxy, node.ports.postgres, node.ports.read):
