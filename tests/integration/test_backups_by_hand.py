@@ -18,6 +18,7 @@ from tests.support.pgserver import BIN, ENV, PgServer, as_postgres
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "restore-by-hand.md"
 MISSING = [p for p in ("zstd", "tar", "bash") if shutil.which(p) is None]
 pytestmark = [
+    pytest.mark.timeout(400),  # on a machine that is busy with other tests
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}"),
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
 ]

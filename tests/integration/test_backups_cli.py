@@ -13,7 +13,10 @@ from flypg.main import main
 from tests.support.archive import rows_of
 from tests.support.pgserver import BIN, PgServer
 
-pytestmark = pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}")
+pytestmark = [
+    pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
+    pytest.mark.timeout(400),  # on a machine that is busy with other tests
+]
 
 
 @pytest.fixture

@@ -38,7 +38,10 @@ from tests.support.archive import (
 from tests.support.pgserver import BIN, PgServer
 from tests.support.s3 import s3_service
 
-pytestmark = pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}")
+pytestmark = [
+    pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
+    pytest.mark.timeout(400),  # on a machine that is busy with other tests
+]
 ROWS = "SELECT array_agg(stage ORDER BY id) FROM story"
 
 

@@ -31,6 +31,7 @@ from tests.support.etcd import TestEtcd, start_etcd
 from tests.support.pgserver import BIN, PgServer
 
 pytestmark = [
+    pytest.mark.timeout(400),  # on a machine that is busy with other tests
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
     pytest.mark.skipif(ETCD is None, reason="there is no etcd on this machine"),
 ]
