@@ -49,10 +49,6 @@ def test_switchover_under_load(bed: Testbed) -> None:
     assert result.failovers > 1 or bed.primary.name != before
 
 
-def test_agent_restart_does_not_touch_postgres(bed: Testbed) -> None:
-    drill(bed, "restart-agent", hold_s=1)  # the drill compares the postmaster's pid
-
-
 def test_agent_killed_and_nobody_restarts_it(bed: Testbed) -> None:
     drill(bed, "kill-agent", hold_s=15)
 

@@ -43,8 +43,10 @@ def test_only_eligible_nodes_take_over() -> None:
         assert {view.primary for _, view in views} <= {"n1", "n2", None}
 
 
-def test_a_node_whose_data_is_gone_is_copied_afresh() -> None:
-    with testbed(Plan(nodes=3, etcd=1)) as bed:
+def test_an_agent_is_restarted_and_a_node_whose_data_is_gone_is_copied_afresh() -> None:
+    """With a long lease: on a busy machine an agent may need longer to start than the usual one lasts."""
+    with testbed(Plan(nodes=3, etcd=1, env={"FLYPG_LEASE_TTL_S": "60"})) as bed:
+        drill(bed, "restart-agent", hold_s=1)  # which compares the postmaster's pid
         prepare(bed)
         lost = bed.standbys[0]
         lost.kill()
