@@ -158,6 +158,7 @@ class Node:
             lease_loop(self.keeper, parts.renew_s, self.log),
             fence_loop(self.keeper),
             parts.store.watch(self.store.changed),
+            self.store.recover(),
             self.watch.run(),
             self._routing_loop(),
             slots_loop(self.keeper, self.instance, parts.instance, self.log),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from cluster.clock import Clock
 from cluster.errors import FlypgError, StoreUnavailable
@@ -18,6 +18,7 @@ from cluster.etcd_store import EtcdStore
 from cluster.model import Event, Leadership, LeaseProof, NodeReport, Promise, Request, Snapshot, Spec, View
 
 REFRESH_S = 3.0
+RETRY_S = 0.25  # between two reads while etcd does not answer
 T = TypeVar("T")
 
 
@@ -39,6 +40,7 @@ class SharedStore:
         self._wake = wake
         self._dirty = True
         self._reading = asyncio.Lock()
+        self._lost = asyncio.Event()  # the last read failed, and `recover` has not had an answer yet
         self.snapshot: Snapshot | None = None
         self.read_at = float("-inf")  # boottime at which the last good read was sent
         self.contact_at = float("-inf")
@@ -51,20 +53,41 @@ class SharedStore:
 
     async def read(self) -> Snapshot:
         """What etcd holds. Raises StoreUnavailable when that cannot be known now."""
+        self._must_answer()
         if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
             return self.snapshot
         async with self._reading:
+            self._must_answer()
             if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
                 return self.snapshot
             self._dirty = False
             sent_at = self._clock.boottime()
             try:
                 self.snapshot = await self._timed("read", self._store.read())
-            except BaseException:
+            except BaseException as error:
                 self._dirty = True
+                if isinstance(error, StoreUnavailable):
+                    self._lost.set()
                 raise
             self.read_at = sent_at
             return self.snapshot
+
+    def _must_answer(self) -> None:
+        """While etcd is known to be silent nobody waits for it: a keeper has its own server to look after."""
+        if self._lost.is_set():
+            raise StoreUnavailable("etcd does not answer")
+
+    async def recover(self) -> Never:
+        """Ask etcd again and again while it is silent, so that nobody else has to wait for that."""
+        while True:
+            await self._lost.wait()
+            try:
+                await self._timed("read", self._store.read())
+            except FlypgError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._lost.clear()
+            self.changed()
 
     async def _timed(self, name: str, call: Awaitable[T]) -> T:
         stats = self.stats.setdefault(name, CallStats())
@@ -89,6 +112,7 @@ class SharedStore:
             self._dirty = True
 
     async def report(self, report: NodeReport) -> None:
+        self._must_answer()
         await self._write("report", self._store.report(report))
 
     async def promise(self, promise: Promise) -> None:

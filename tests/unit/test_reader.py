@@ -1,0 +1,61 @@
+"""The agent's shared reads: nobody waits for an etcd that is known to be silent, and everybody hears of its return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import cast
+
+import pytest
+
+from agent.reader import SharedStore
+from cluster.clock import SystemClock
+from cluster.errors import StoreUnavailable
+from cluster.etcd_store import EtcdStore
+from cluster.model import Snapshot
+from tests.unit.stories import primary, snap
+
+
+class Silent:
+    """A store that answers only when it is told to, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answers = False
+
+    async def read(self) -> Snapshot:
+        self.asked += 1
+        if not self.answers:
+            raise StoreUnavailable("no answer")
+        return snap()
+
+
+async def test_a_silent_etcd_is_waited_for_once() -> None:
+    store, woken = Silent(), asyncio.Event()
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), woken.set)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await shared.read()
+    with pytest.raises(StoreUnavailable):
+        await shared.report(primary())
+    assert store.asked == 1
+    recovering = asyncio.create_task(shared.recover())
+    store.answers = True
+    async with asyncio.timeout(10):
+        await woken.wait()
+    assert (await shared.read()).view is not None
+    recovering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await recovering
+
+
+async def test_an_unchanged_etcd_is_read_once() -> None:
+    store = Silent()
+    store.answers = True
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: None)
+    for _ in range(3):
+        await shared.read()
+    assert store.asked == 1
+    shared.changed()
+    await shared.read()
+    assert store.asked == 2
