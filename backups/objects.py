@@ -36,6 +36,7 @@ RETRIED = {
     "ConditionalRequestConflict",
     "BadDigest",
     "IncompleteBody",
+    "XAmzContentSHA256Mismatch",  # damaged on its way, like BadDigest
 }
 ABSENT = {"NoSuchKey", "404", "NotFound"}
 NOT_KNOWN = {"NotImplemented", "InvalidArgument", "InvalidRequest", "NotSupported"}
