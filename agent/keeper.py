@@ -146,13 +146,17 @@ class Keeper:
             raise
         self._words = words
         self.problem = ""
+        took_s = self._clock.boottime() - now
+        self._log.debug("step done", extra={"step": type(plan.step).__name__, "ms": round(took_s * 1000, 1)})
         if isinstance(plan.step, Barrier):
             await self._tell(inst)  # the whole cluster waits for this word
         return plan
 
     async def _look(self) -> InstanceState:
+        began = self._clock.boottime()
         inst = await self._instance.observe()
         self.looked_at = self._clock.boottime()
+        self._log.debug("look", extra={"ms": round((self.looked_at - began) * 1000, 1)})
         self.memory.update(inst, self.looked_at)
         self.seen = inst
         self._arm(inst)

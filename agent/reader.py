@@ -8,6 +8,7 @@ the watch, after every write of ours, and every few seconds in any case.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Never, TypeVar
@@ -45,6 +46,7 @@ class SharedStore:
         self.read_at = float("-inf")  # boottime at which the last good read was sent
         self.contact_at = float("-inf")
         self.stats: dict[str, CallStats] = {}
+        self._log = logging.getLogger("flypg.store")
 
     def changed(self) -> None:
         """Something in etcd changed, or may have: the next read is a real one."""
@@ -54,11 +56,11 @@ class SharedStore:
     async def read(self) -> Snapshot:
         """What etcd holds. Raises StoreUnavailable when that cannot be known now."""
         self._must_answer()
-        if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
+        if self.snapshot is not None and self._still_true() and not self._reading.locked():
             return self.snapshot
-        async with self._reading:
+        async with self._reading:  # one that is under way was begun after the last event: its answer is ours too
             self._must_answer()
-            if self.snapshot is not None and not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S:
+            if self.snapshot is not None and self._still_true():
                 return self.snapshot
             self._dirty = False
             sent_at = self._clock.boottime()
@@ -71,6 +73,9 @@ class SharedStore:
                 raise
             self.read_at = sent_at
             return self.snapshot
+
+    def _still_true(self) -> bool:
+        return not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S
 
     def _must_answer(self) -> None:
         """While etcd is known to be silent nobody waits for it: a keeper has its own server to look after."""
@@ -101,7 +106,9 @@ class SharedStore:
                 self._dirty = True
             raise
         finally:
-            stats.seconds += self._clock.boottime() - began
+            took_s = self._clock.boottime() - began
+            stats.seconds += took_s
+            self._log.debug("etcd", extra={"call": name, "ms": round(took_s * 1000, 1)})
         self.contact_at = self._clock.boottime()
         return answer
 

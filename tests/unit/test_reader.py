@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -58,4 +59,35 @@ async def test_an_unchanged_etcd_is_read_once() -> None:
     assert store.asked == 1
     shared.changed()
     await shared.read()
+    assert store.asked == 2
+
+
+class Slow:
+    """A store whose answer is on its way until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def read(self) -> Snapshot:
+        self.asked += 1
+        number = self.asked
+        if number > 1:
+            await self.go.wait()
+        return replace(snap(), revision=number)
+
+
+async def test_whoever_comes_while_a_read_is_under_way_gets_its_answer_not_the_one_before() -> None:
+    """It had rung the bell already: a keeper that took the old answer slept on, for up to a second of a failover."""
+    store = Slow()
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: None)
+    assert (await shared.read()).revision == 1
+    shared.changed()
+    router = asyncio.create_task(shared.read())
+    await asyncio.sleep(0)
+    keeper = asyncio.create_task(shared.read())
+    await asyncio.sleep(0)
+    store.go.set()
+    async with asyncio.timeout(10):
+        assert [(await router).revision, (await keeper).revision] == [2, 2]
     assert store.asked == 2
