@@ -112,7 +112,7 @@ class Node:
             restart_routing=self.restart_routing,
             ttl_s=parts.ttl_s,
         )
-        notes = Notes(parts.etcd, parts.cluster)
+        notes = Notes(parts.etcd, parts.cluster, self._revision)
         self.backups = BackupService(parts.backups, parts.facts, notes, lambda: self.store.snapshot)
         self.provider.backups = self.backups.status
         self.provider.pools = self.pooling.stats
@@ -123,6 +123,16 @@ class Node:
         self.routing_wake.ring()
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
+
+    def _revision(self) -> int:
+        return self.store.snapshot.revision if self.store.snapshot is not None else 0
+
+    def _drills(self) -> NodeDrills | None:
+        if self.parts.drills is None:
+            return None
+        from agent.drills import NodeDrills  # for those who switch them on
+
+        return NodeDrills(self.parts.drills, self.clock, lambda: self.store.snapshot)
 
     def _watched(self, verdict: Verdict) -> None:
         """How the primary is found has changed: pooled clients wait while it is gone."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from agent.backup_stats import backup_stats
 from agent.fence import Fence
 from agent.keeper import Keeper
 from agent.reader import SharedStore
-from backups.service import BackupStatus
+from backups.facts import BackupStatus
 from cluster.clock import Clock
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, NodeId, Snapshot
@@ -95,19 +96,11 @@ class NodeProvider:
 
     def backup_stats(self) -> BackupStats | None:
         status = self.backups() if self.backups is not None else None
-        if status is None or not status.url:
+        if status is None or not status.url or not status.read:
             return None
-        history, now = status.history, self._clock.wall()
-        return BackupStats(
-            snapshots=history.kept,
-            newest_age_s=now - history.ok_at if history.ok_at is not None else None,
-            newest_bytes=history.ok_bytes,
-            oldest_age_s=now - history.oldest_at if history.oldest_at is not None else None,
-            verified_age_s=now - history.verified_at if history.verified_at is not None else None,
-            last_succeeded=history.failures == 0 if history.ok_at or history.failed_at else None,
-            failures_total=history.failures,
-            archive_ready_segments=status.wal.ready if status.wal is not None else None,
-        )
+        seen = self._keeper.seen
+        written = seen.position.lsn if seen is not None and seen.position is not None else None
+        return backup_stats(status, written, self._clock.wall())
 
     def pool_stats(self) -> PoolerStats | None:
         return self.pools()

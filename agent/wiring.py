@@ -16,7 +16,7 @@ from agent.routing.haproxy_config import HAProxySettings, ipv6_works
 from agent.routing.pooler_config import PoolerSettings
 from agent.routing.program import owner_of
 from backups.config import BackupConfig, read_config, values_of
-from backups.service import NodeFacts, archive_settings
+from backups.facts import NodeFacts, archive_settings
 from cluster.clock import SystemClock
 from cluster.endpoints import nearest
 from cluster.errors import InstanceError, SettingsError

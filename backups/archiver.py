@@ -8,10 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
+from typing import Any
 
 from backups.wal import WalStatus
+from backups.walqueue import Queue
 from backups.wire import ask
 from cluster.errors import FlypgError
 from cluster.model import HandoverStage, NodeId, Phase, Snapshot
@@ -35,6 +37,13 @@ def standing(cluster: Snapshot | None, me: NodeId) -> Standing:
         return Standing(0, False)
     stopping = view.handover is not None and view.handover.stage is HandoverStage.STOP
     return Standing(view.timeline, stopping)
+
+
+def parse_status(body: dict[str, Any]) -> WalStatus:
+    """What an archiver says, also one of another version that an agent before us has started. Pure."""
+    known = {f.name for f in fields(WalStatus)} - {"queue"}
+    queue = {k: v for k, v in (body.get("queue") or {}).items() if k in {f.name for f in fields(Queue)}}
+    return WalStatus(**{k: v for k, v in body.items() if k in known}, queue=Queue(**queue))
 
 
 class ArchiverProcess:
@@ -81,7 +90,7 @@ class ArchiverProcess:
         kind, _, body = answer.partition(" ")
         if kind != "ok":
             raise FlypgError(f"the archiver answered {answer!r}")
-        self.status = WalStatus(**json.loads(body))
+        self.status = parse_status(json.loads(body))
         return True
 
     async def stop(self) -> None:

@@ -8,15 +8,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 
 from backups.catalog import parse_json
 from backups.layout import FORMAT_VERSION
 from backups.policy import RunHistory
+from cluster.codec import encode
 from cluster.errors import OutcomeUnknown, StoreUnavailable
 from cluster.etcd import Etcd
-from cluster.etcd_values import Created, Delete, Get, LeaseGone, Put
+from cluster.etcd_values import Created, Delete, Get, KeyValue, LeaseGone, Modified, Put
 from cluster.keys import Keys
+from cluster.model import Event
 
 LEASE_S = 30.0
 
@@ -32,9 +35,13 @@ class WorkLease:
 class Notes:
     """Calls raise StoreUnavailable or OutcomeUnknown."""
 
-    def __init__(self, etcd: Etcd, cluster: str) -> None:
+    def __init__(self, etcd: Etcd, cluster: str, seen: Callable[[], int] = lambda: 0) -> None:
+        """`seen`: the last revision of etcd that is known, after which events sort."""
         self._etcd = etcd
-        self._prefix = f"{Keys(cluster).prefix}backups/"
+        self._keys = Keys(cluster)
+        self._prefix = f"{self._keys.prefix}backups/"
+        self._seen = seen
+        self._told = 0
 
     async def incarnation(self, system_id: str, fresh: str) -> str:
         """The incarnation of this cluster's path; `fresh` (8 hexadecimal digits) becomes it when there is none."""
@@ -85,13 +92,41 @@ class Notes:
 
     async def read_history(self, repository: str = "") -> RunHistory:
         """`repository`: the node that a repository belongs to, "" when all nodes share one."""
-        found = await self._etcd.get(f"{self._prefix}history/{repository}")
-        return RunHistory(**parse_json(found.value, found.key)) if found else RunHistory()
+        return _decoded(await self._etcd.get(f"{self._prefix}history/{repository}"))
 
-    async def write_history(self, history: RunHistory, repository: str = "") -> None:
-        body = json.dumps({"format_version": FORMAT_VERSION, **asdict(history)}).encode()
-        await self._etcd.transaction((), (Put(f"{self._prefix}history/{repository}", body),), ())
+    async def change_history(
+        self, change: Callable[[RunHistory], RunHistory], repository: str = "", event: Event | None = None
+    ) -> RunHistory:
+        """Remember how it has gone, and return what is known then; `event` is told to everybody with it.
+
+        Nodes write it at the same time, one of its snapshot and another of its archive: neither undoes the other.
+        """
+        key = f"{self._prefix}history/{repository}"
+        told = [] if event is None else [self._event(event)]
+        while True:
+            found = await self._etcd.get(key)
+            history = change(_decoded(found))
+            body = json.dumps({"format_version": FORMAT_VERSION, **asdict(history)}).encode()
+            same = Modified(key, found.modified if found else 0)
+            if (await self._etcd.transaction((same,), (Put(key, body), *told), ())).succeeded:
+                return history
+
+    async def tell(self, event: Event) -> None:
+        """Add an event to the cluster's history. The sentinels keep that short."""
+        await self._etcd.transaction((), (self._event(event),), ())
+
+    def _event(self, event: Event) -> Put:
+        self._told += 1
+        key = self._keys.event(self._seen(), self._told, f"{event.node}-backups")
+        return Put(key, encode(event))
 
     async def forget_path(self, system_id: str) -> None:
         """Let the next archiving begin a new path: after a restore in place, the old history must stay as it is."""
         await self._etcd.transaction((), (Delete(f"{self._prefix}path/{system_id}"),), ())
+
+
+def _decoded(found: KeyValue | None) -> RunHistory:
+    if found is None:
+        return RunHistory()
+    known = {f.name for f in fields(RunHistory)}  # a node of a newer version may know more
+    return RunHistory(**{k: v for k, v in parse_json(found.value, found.key).items() if k in known})

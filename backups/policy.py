@@ -30,6 +30,15 @@ class RunHistory:
     verified_at: float | None = None  # when one was last restored in a test, and could be
     verified_s: float | None = None  # how long that restore took
     doubt: str = ""  # what the last restore test found wrong; "" when nothing
+    gap_at: float | None = None  # when WAL was last let go that is in no snapshot; None: the archive is whole
+    gap: str = ""  # the file that was
+
+
+def retry_at(history: RunHistory) -> float | None:
+    """When a snapshot that failed is tried again; None: the last one did not fail."""
+    if not history.failures or history.failed_at is None:
+        return None
+    return history.failed_at + RETRY_S[min(history.failures, len(RETRY_S)) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +47,41 @@ class Due:
     why: str
 
 
-def due(history: RunHistory, *, next_slot: float | None, now: float, gap: bool = False, settled: bool = True) -> Due:
+def due(
+    history: RunHistory,
+    *,
+    next_slot: float | None,
+    now: float,
+    settled: bool = True,
+    back_at: float | None = None,
+) -> Due:
     """Is a snapshot due? `next_slot`: the first scheduled time after the last success; None means no schedule.
 
-    Missed times are made up for by one run. `gap`: WAL was lost to the archive, so restores need a new beginning.
+    Missed times are made up for by one run. A gap in the archive makes one due at once: restores need a new beginning.
     `settled`: this node has run for a while; a first snapshot does not compete with the start of a new cluster.
+    `back_at`: when the repository last answered again after an outage; a failure before that is not waited out.
     """
-    if history.failures and history.failed_at is not None:
-        pause = RETRY_S[min(history.failures, len(RETRY_S)) - 1]
-        waited = now - history.failed_at
-        if 0 <= waited < pause:
-            return Due(False, f"failed {history.failures} times, again in {pause - waited:.0f} s: {history.error}")
-    if next_slot is None and not gap:
+    if left_s := _pause_left_s(history, now, back_at):
+        return Due(False, f"failed {history.failures} times, again in {left_s:.0f} s: {history.error}")
+    if history.gap_at is not None:
+        return Due(True, "the archived WAL has a gap")
+    if next_slot is None:
         return Due(False, "there is no schedule")
     if history.ok_at is None:
         return Due(settled, "there is no snapshot yet")
-    if gap:
-        return Due(True, "the archived WAL has a gap")
     if history.ok_at > now + FUTURE_S:
         return Due(True, "the last snapshot is from the future: a clock was wrong")
-    assert next_slot is not None, "no schedule was answered above"
     if now >= next_slot:
         return Due(True, "scheduled")
     return Due(False, f"next in {next_slot - now:.0f} s")
+
+
+def _pause_left_s(history: RunHistory, now: float, back_at: float | None) -> float:
+    """How long a failure is still to be waited out; a failure in the future is a wrong clock, and forgotten."""
+    again, failed_at = retry_at(history), history.failed_at
+    if again is None or failed_at is None or not failed_at <= now < again:
+        return 0.0
+    return 0.0 if back_at is not None and back_at > failed_at else again - now
 
 
 def source(cluster: Snapshot, *, shared: bool) -> NodeId | None:

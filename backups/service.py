@@ -8,86 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import secrets
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from backups import layout
+from backups.alarms import ArchiveAlarm, Gap
 from backups.archiver import ArchiverProcess, Standing, standing
+from backups.children import Children
 from backups.config import BackupConfig
+from backups.facts import BackupStatus, NodeFacts
 from backups.layout import PathName
 from backups.notes import LEASE_S, Notes
-from backups.policy import Due, RunHistory, due, jitter_s, source
+from backups.policy import Due, RunHistory, due, jitter_s, retry_at, source
 from backups.schedule import Ticker, next_after
-from backups.wal import WalStatus
-from backups.wire import archive_command
 from cluster.errors import CommandFailed, CommandTimedOut, FlypgError
-from cluster.model import NodeId, Snapshot
-from postgres.command import account, run
+from cluster.model import Event, Snapshot
 
 log = logging.getLogger("flypg.backups")
 WATCH_S = 2.0  # how often the archiver is told how things stand
 TICK_S = 60.0
-RUN_S = 24 * 3600.0  # the longest a snapshot or a restore test may take
+WARN_SAME = (
+    "no backups: the snapshots lie on the volume of the database and do not survive its loss;"
+    " name a repository: FLYPG_SNAPSHOT_URL=s3://BUCKET/PREFIX (docs/backups.md)"
+)
 SPREAD_S = 600.0  # clusters with the same schedule begin within so many seconds of each other
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """This node, as backups need to know it."""
-
-    node: NodeId
-    cluster: str
-    data_dir: FilePath
-    pgdata: FilePath
-    run_dir: FilePath  # sockets
-    postgres_port: int
-    user: str | None  # whom PostgreSQL runs as when we are root
-    programs: str = ""  # directory of PostgreSQL's programs; "" means the usual place
-
-    @property
-    def socket(self) -> FilePath:
-        return self.run_dir / "wal.sock"
-
-    @property
-    def conninfo(self) -> str:
-        return f"host={self.run_dir} port={self.postgres_port} user=postgres connect_timeout=10"
-
-
-@dataclass(frozen=True, slots=True)
-class BackupStatus:
-    """What checks, metrics and `flypg status` say about backups. Times: seconds since 1970, None means unknown."""
-
-    url: str  # "" means backups are off
-    archiving: bool
-    history: RunHistory
-    next_at: float | None
-    running: str  # what this node does now: "snapshot", "restore test", …; "" means nothing
-    wal: WalStatus | None  # None: this node does not archive, or nothing is known of it
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveSettings:
-    """What PostgreSQL is configured with."""
-
-    command: str  # "" means no archive
-    timeout_s: int
-
-
-def archive_settings(config: BackupConfig, facts: NodeFacts) -> ArchiveSettings:
-    """How PostgreSQL is to archive on this node; the client it needs is put into place."""
-    if not config.archive:
-        return ArchiveSettings("", 0)
-    command = archive_command(facts.run_dir, facts.socket, account(facts.user))
-    return ArchiveSettings(command, config.archive_timeout_s)
 
 
 class BackupService:
@@ -112,10 +62,16 @@ class BackupService:
         self._history = RunHistory()
         self._path: PathName | None = None
         self._running = ""
-        self._dropped = 0  # WAL files that were let go when a snapshot last began
-        self._archiver = ArchiverProcess(facts.socket, facts.run_dir / "archiver.log", self._environment())
+        self._read = False
+        self._warnings: tuple[str, ...] = ()
+        self._alarm = ArchiveAlarm()
+        self._untold: list[str] = []  # events that etcd has not got yet
+        self._gap: Gap | None = None  # likewise
+        self._children = Children(config, facts)
+        self._archiver = ArchiverProcess(facts.socket, facts.run_dir / "archiver.log", self._children.environment())
         self._wanted = asyncio.Event()
         self._wake = asyncio.Event()
+        self._known = asyncio.Event()  # the cluster has been read
         self._told = Standing(0, False)
 
     def status(self) -> BackupStatus:
@@ -126,7 +82,11 @@ class BackupService:
             next_at=self._next(),
             running=self._running,
             wal=self._archiver.status,
-            warnings=self._warnings(),
+            warnings=self._warnings,
+            shared=self._config.shared,
+            retry_at=retry_at(self._history),
+            archive_timeout_s=self._config.archive_timeout_s,
+            read=self._read,
         )
 
     async def run(self) -> None:
@@ -138,8 +98,15 @@ class BackupService:
         async with asyncio.TaskGroup() as group:
             group.create_task(ticker.run())
             group.create_task(self._work())
+            group.create_task(self._first_look())
             if self._config.archive:
                 group.create_task(self._watch_on())
+
+    async def _first_look(self) -> None:
+        """The ticker has come too early: what is asked right after the start of an agent is to be answered."""
+        await self._known.wait()
+        with contextlib.suppress(FlypgError):
+            await self.tick()
 
     async def stop(self) -> None:
         """At the orderly end of this node, after PostgreSQL."""
@@ -149,6 +116,8 @@ class BackupService:
 
     def look(self) -> None:
         """The agreed view may have changed: a switchover that stops PostgreSQL must not wait for our next look."""
+        if self._cluster() is not None:
+            self._known.set()
         if standing(self._cluster(), self._facts.node) != self._told:
             self._wake.set()
 
@@ -171,28 +140,47 @@ class BackupService:
         path = await self._own_path()
         if path is None:
             return
-        before = self._archiver.status.dropped if self._archiver.status else 0
-        await self._archiver.tell(now, self._arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal"))
-        status = self._archiver.status
-        if status is not None and status.dropped > before:
+        await self._archiver.tell(now, self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal"))
+        heard = self._alarm.look(self._archiver.status, self._wall())
+        self._untold += heard.events
+        self._gap = heard.gap or self._gap
+        await self._tell()
+
+    async def _tell(self) -> None:
+        """Write down what is new of the archive. What etcd does not take now is tried again."""
+        while self._untold:
+            await self._notes.tell(self._event(self._untold[0]))
+            del self._untold[0]
+        if (gap := self._gap) is not None:
+            first = self._history.gap_at is None
+            text = f"WAL was let go to keep the disk from filling: the archive has a gap at {gap.name}"
+            await self._remember(text if first else "", gap_at=gap.at, gap=gap.name)
+            self._gap = None
             self._wanted.set()
+
+    def _event(self, text: str) -> Event:
+        cluster = self._cluster()
+        term = cluster.view.term if cluster is not None and cluster.view is not None else 0
+        return Event(self._wall(), term, "backup", text, self._facts.node, self._facts.node)
 
     # Snapshots
 
     async def tick(self) -> None:
         """Ask the policies whether a snapshot is due, here."""
         cluster = self._cluster()
-        if self._running or cluster is None or source(cluster, shared=self._config.shared) != self._facts.node:
+        if self._running or cluster is None:
             return
+        self._warnings = await asyncio.to_thread(self._look_at_volume)  # a network's directory may hang
         self._history = await self._notes.read_history(self._whose)
-        if self.due().now:
+        self._read = True
+        if source(cluster, shared=self._config.shared) == self._facts.node and self.due().now:
             self._wanted.set()
 
     def due(self) -> Due:
-        status = self._archiver.status
-        gap = status is not None and status.dropped > self._dropped
         settled = time.monotonic() - self._began >= self._config.first_after_s
-        return due(self._history, next_slot=self._next(), now=self._wall(), gap=gap, settled=settled)
+        return due(
+            self._history, next_slot=self._next(), now=self._wall(), settled=settled, back_at=self._alarm.back_at
+        )
 
     def _next(self) -> float | None:
         if not self._config.schedule:
@@ -244,19 +232,17 @@ class BackupService:
 
     async def _snapshot_and_more(self, path: PathName) -> None:
         snapshot = layout.snapshot_id([secrets.randbelow(len(layout.ALPHABET)) for _ in range(16)])
-        status = self._archiver.status
-        self._dropped = status.dropped if status else 0
+        began = self._wall()
         try:
             made = await self._child("snapshot", path, "--id", snapshot, "--conninfo", self._facts.conninfo)
         except (CommandFailed, CommandTimedOut) as error:
             failures = self._history.failures + 1
             log.error("snapshot_failed", extra={"error": str(error), "failures": failures})
-            await self._remember(failed_at=self._wall(), failures=failures, error=str(error))
+            text = "" if failures > 1 else f"a snapshot failed, and is tried again: {error}"
+            await self._remember(text, failed_at=self._wall(), failures=failures, error=str(error))
             return
         size = int(made["stored_bytes"])
-        await self._remember(
-            ok_at=self._wall(), ok_id=str(made["id"]), ok_bytes=size, failures=0, failed_at=None, error=""
-        )
+        await self._succeeded(began, str(made["id"]), size)
         log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
         if done := await self._try("sweep", path):
             await self._remember(kept=int(done["kept"]), oldest_at=done["oldest_at"])
@@ -264,11 +250,29 @@ class BackupService:
             if done["ok"]:
                 await self._remember(verified_at=done["at"], verified_s=done["restore_s"], doubt="")
             else:
-                await self._remember(doubt=f"{done['id']}: {done['text']}")
+                doubt = f"{done['id']}: {done['text']}"
+                await self._remember(f"a restore test failed: {doubt}", doubt=doubt)
 
-    async def _remember(self, **facts: Any) -> None:
-        self._history = replace(self._history, **facts)
-        await self._notes.write_history(self._history, self._whose)
+    async def _succeeded(self, began: float, snapshot: str, size: int) -> None:
+        """Only WAL that was let go before the snapshot began is made up for by it."""
+
+        def change(history: RunHistory) -> RunHistory:
+            healed = history.gap_at is None or history.gap_at <= began
+            new = replace(history, ok_at=self._wall(), ok_id=snapshot, ok_bytes=size)
+            new = replace(new, failures=0, failed_at=None, error="")
+            return replace(new, gap_at=None, gap="") if healed else new
+
+        before = self._history
+        text = f"snapshot {snapshot} was taken"
+        if before.gap_at is not None:
+            text += f": restores begin anew after the gap at {before.gap}"
+        worth_it = before.failures or before.gap_at is not None
+        event = self._event(text) if worth_it else None
+        self._history = await self._notes.change_history(change, self._whose, event)
+
+    async def _remember(self, event: str = "", **facts: Any) -> None:
+        told = self._event(event) if event else None
+        self._history = await self._notes.change_history(lambda h: replace(h, **facts), self._whose, told)
 
     async def _try(self, work: str, path: PathName) -> dict[str, Any] | None:
         """Work that may fail without making the snapshot worse; None: it did."""
@@ -283,13 +287,10 @@ class BackupService:
     async def _child(self, work: str, path: PathName, *more: str) -> dict[str, Any]:
         """Do some work in a process of its own. Raises CommandFailed with the reason it gives."""
         self._running = work
-        argv = [sys.executable, "-m", "backups.run", work, *self._arguments(path, *more)]
         try:
-            output = await run(argv, timeout_s=RUN_S, env=self._environment())
+            return await self._children.run(work, path, *more)
         finally:
             self._running = ""
-        result: dict[str, Any] = json.loads(output.decode().strip().rpartition("\n")[2])
-        return result
 
     async def _own_path(self) -> PathName | None:
         """The path this cluster archives under; None before it has a system."""
@@ -300,23 +301,13 @@ class BackupService:
             self._path = PathName(self._facts.cluster, system_id, incarnation)
         return self._path if system_id else None
 
-    def _arguments(self, path: PathName, *more: str | FilePath) -> list[str]:
-        facts = self._facts
-        own = ["--path", path, "--node", facts.node, "--data-dir", facts.data_dir, "--socket", facts.socket]
-        own += ["--user", facts.user or "", "--programs", facts.programs]
-        return [str(a) for a in (*own, *more)]
-
-    def _environment(self) -> Mapping[str, str]:
-        """What our processes need beyond the plain environment: settings, and how to find this code."""
-        here = str(FilePath(__file__).resolve().parent.parent)
-        return {**self._config.values, "PYTHONPATH": here}
-
-    def _warnings(self) -> tuple[str, ...]:
+    def _look_at_volume(self) -> tuple[str, ...]:
         if not self._config.url.startswith("file://"):
             return ()
         place = FilePath(self._config.url.removeprefix("file://"))
         try:
-            same = os.stat(place).st_dev == os.stat(self._facts.pgdata).st_dev
+            there = next(p for p in (place, *place.parents) if p.exists())  # it comes to be with the first snapshot
+            same = os.stat(there).st_dev == os.stat(self._facts.pgdata).st_dev
         except OSError:
             return ()
-        return ("the snapshots lie on the volume of the database: they do not survive its loss",) if same else ()
+        return (WARN_SAME,) if same else ()

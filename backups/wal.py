@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,6 +26,7 @@ from backups.errors import DifferentContent, RepositoryError, RepositoryUnavaila
 from backups.layout import Fork, segment_of
 from backups.repository import Path
 from backups.segments import wrong_with
+from backups.walqueue import Queue, look, ready_names
 
 log = logging.getLogger("flypg.backups")
 OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
@@ -44,8 +45,9 @@ class WalStatus:
     error: str = ""  # of the last failure; "" once a file got through
     conflicts: int = 0  # files that were refused because others have their names
     dropped: int = 0  # files that PostgreSQL was allowed to forget although they were not stored
-    ready: int = 0  # files that PostgreSQL wants archived
-    oldest_ready_at: float | None = None
+    dropped_at: float | None = None  # when the last of them was
+    dropped_name: str = ""  # which that was
+    queue: Queue = field(default_factory=Queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,9 @@ class WalArchiver:
             if name in self._done:
                 self._done.discard(name)
                 return "ok"
+        if self._status.error and (let_go := self._past_limit(name)):
+            return let_go
+        with self._lock:
             future = self._submit(name)
         if not draining:
             self._look_ahead(name)
@@ -135,6 +140,10 @@ class WalArchiver:
                 return "ok"
             except TimeoutError:
                 waited = time.monotonic() - began
+            if self._status.error and (let_go := self._past_limit(name)):
+                return let_go  # a repository that hangs would cost most of a minute for each file
+            if self._status.error and (let_go := self._past_limit(name)):
+                return let_go
             if self._draining and waited > DRAIN_S:
                 return f"no {name}: a switchover waits; the next primary archives it"
             if waited > ANSWER_S:
@@ -174,13 +183,8 @@ class WalArchiver:
                     free -= 1
 
     def ready(self) -> list[str]:
-        """The files that PostgreSQL wants archived, in its order: history files first, then by name."""
-        try:
-            names = os.listdir(self._pg_wal / "archive_status")
-        except FileNotFoundError:
-            return []
-        found = [n.removesuffix(".ready") for n in names if n.endswith(".ready")]
-        return sorted((n for n in found if layout.archivable(n)), key=lambda n: (not layout.HISTORY.match(n), n))
+        """The files that PostgreSQL wants archived, in its order."""
+        return ready_names(self._pg_wal)
 
     def _store(self, name: str) -> None:
         """Store one file. Raises RepositoryError or OSError."""
@@ -272,15 +276,11 @@ class WalArchiver:
             return ""
         if layout.HISTORY.match(name):
             return ""  # tiny, and without it no restore crosses this failover
-        self._note(dropped=1)
+        self._note(dropped=1, dropped_at=self._wall(), dropped_name=name)
         log.error("wal_dropped", extra={"file": name, "waiting_bytes": waiting})
         return "ok"
 
     def status(self) -> WalStatus:
-        ready = self.ready()
-        oldest: float | None = None
-        for name in ready:
-            with contextlib.suppress(FileNotFoundError):
-                at = (self._pg_wal / "archive_status" / f"{name}.ready").stat().st_mtime
-                oldest = at if oldest is None else min(oldest, at)
-        return replace(self._status, ready=len(ready), oldest_ready_at=oldest)
+        with self._lock:
+            stored = set(self._done)
+        return replace(self._status, queue=look(self._pg_wal, self._timeline, self._segment_bytes, stored))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.model import NodeId, Position, parse_lsn
+from flypg.backup_look import BackupLook, parse_backups
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class NodeLook:
     progress: str = ""  # of a copy or rewind that runs
     problem: str = ""
     standbys: Mapping[NodeId, StandbyLag] = field(default_factory=dict)
+    backups: BackupLook | None = None  # None: it has none, or does not say
 
 
 Looks = Mapping[NodeId, NodeLook | None]  # None: it did not answer
@@ -54,6 +56,7 @@ def parse_look(body: bytes) -> NodeLook | None:
         progress=_progress(postgres.get("job")),
         problem=_text(data.get("problem")),
         standbys=_standbys(postgres.get("standbys")),
+        backups=parse_backups(data.get("backups")),
     )
 
 

@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.model import Event, NodeId, NodeReport, Position, ServerState, Snapshot, View, format_lsn
+from flypg.backup_look import (
+    NONE,
+    BackupLook,
+    archive_words,
+    backups_data,
+    combined,
+    next_words,
+    size,
+    snapshot_words,
+)
 from flypg.health import complaints, failover_without_loss, is_silent, role, serving, sync
 from flypg.look import Looks, NodeLook, StandbyLag, lag_of
 
@@ -113,6 +123,7 @@ def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, ti
         if view.handover is not None:
             parts.append(f"handover  to {view.handover.target}: {view.handover.stage}")
     parts.append(f"leader    {snapshot.leader.sentinel if snapshot.leader else style('red', 'none')}")
+    parts += backup_lines(cluster_backups(snapshot, looks), looks, style)
     if snapshot.spec.paused:
         parts.append(style("yellow", "PAUSED    flypg changes nothing by itself; flypg resume ends that"))
     for request in snapshot.requests:
@@ -123,6 +134,22 @@ def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, ti
     if events:
         parts += ["", style("dim", "last events"), event_lines(events, style)]
     return "\n".join(parts)
+
+
+def cluster_backups(snapshot: Snapshot, looks: Looks) -> BackupLook | None:
+    """What the nodes that answer say of backups, as one."""
+    primary = snapshot.view.primary if snapshot.view else None
+    return combined({node: look.backups for node, look in looks.items() if look is not None}, primary)
+
+
+def backup_lines(backups: BackupLook | None, looks: Looks, style: Style = PLAIN) -> list[str]:
+    """The last snapshot, the next, the archive; then what is wrong."""
+    if backups is None:
+        answered = any(look is not None for look in looks.values())
+        return [f"backups   {style('yellow', NONE)}"] if answered else []
+    lines = [f"backups   {snapshot_words(backups)}; {next_words(backups)}; {archive_words(backups)}"]
+    lines += [style("red", f"          {problem}") for problem in backups.problems]
+    return lines + [style("yellow", f"          {warning}") for warning in backups.warnings]
 
 
 def _cause(view: View) -> str:
@@ -157,16 +184,6 @@ def lag_text(row: NodeRow) -> str:
     if row.lag_s is not None:
         parts.append(f"{row.lag_s:.1f} s")
     return ", ".join(parts) or "?"
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TB"
 
 
 def columns(
@@ -220,6 +237,7 @@ def status_data(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, cl
         "failover_why": safe.why,
         "cause": view.cause if view else "",
         "why": view.why if view else "",
+        "backups": backups_data(cluster_backups(snapshot, looks)),
         "nodes": [_node_data(row, snapshot) for row in rows(snapshot, looks)],
         "events": [event_data(event) for event in events],
     }

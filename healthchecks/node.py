@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from cluster.model import Event, Member, NodeId, Position, Snapshot, format_lsn, unstamped
+from healthchecks.provider import BackupStats
 from healthchecks.role import Claim, Facts, Role
 from postgres.check_queries import Vitals
 from postgres.instance import InstanceState, Walsender
@@ -18,7 +20,9 @@ def finite(value: float) -> float | None:
     return None if value in (float("inf"), float("-inf")) or value != value else round(value, 3)
 
 
-def node_json(facts: Facts, claim: Claim, member: Member, vitals: Vitals | None) -> Json:
+def node_json(
+    facts: Facts, claim: Claim, member: Member, vitals: Vitals | None, backups: BackupStats | None = None
+) -> Json:
     """The live state of one node, for `flypg status`. `vitals`: None when PostgreSQL did not answer just now."""
     local, view = facts.instance, facts.view
     return {
@@ -36,7 +40,13 @@ def node_json(facts: Facts, claim: Claim, member: Member, vitals: Vitals | None)
         "authority_forever": claim.role is Role.PRIMARY and facts.authority_until == float("inf"),
         "problem": facts.problem,
         "postgres": _postgres(local, vitals) if local is not None else None,
+        "backups": _backups(backups) if backups is not None else None,
     }
+
+
+def _backups(backups: BackupStats) -> Json:
+    """Ages are by this node's clock: whoever asks may have another."""
+    return {k: finite(v) if isinstance(v, float) else v for k, v in asdict(backups).items()}
 
 
 def _postgres(local: InstanceState, vitals: Vitals | None) -> Json:

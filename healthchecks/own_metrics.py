@@ -90,6 +90,14 @@ SNAPSHOT_OK = _define("snapshot_last_success", "Did the last attempt at a snapsh
 SNAPSHOT_FAILED = _define("snapshot_failures_total", "Attempts at a snapshot that failed", type="counter")
 VERIFIED = _define("restore_verified_age_seconds", "Seconds since a restore was last tried and worked")
 ARCHIVE_BYTES = _define("archive_lag_bytes", "WAL that is written and not archived")
+ARCHIVE_SECONDS = _define("archive_lag_seconds", "Age of the oldest change that is not archived: what would be lost")
+ARCHIVE_DROPPED = _define(
+    "archive_dropped_total", "WAL files that were let go unarchived, since the archiver's start", type="counter"
+)
+ARCHIVE_GAP = _define("archive_gap", "Has the archive a gap that no snapshot makes up for yet (0 or 1)")
+SNAPSHOT_NEXT = _define("snapshot_next_seconds", "Seconds until the next snapshot is due; negative: it is overdue")
+RESTORE_TOOK = _define("restore_seconds", "How long the last restore that was tried took")
+BACKUP_PROBLEMS = _define("backup_problems", "What is wrong with snapshots and archive; flypg status has the words")
 ARCHIVE_READY = _define("archive_ready_segments", "WAL segments that wait to be archived")
 CHECK = _define("check_passing", "Did a check pass when it last ran (0 or 1)", "check")
 CHECK_WARNS = _define("check_warnings", "Lines of a check that warned when it last ran", "check")
@@ -226,6 +234,12 @@ def add_backups(out: Collected, backups: BackupStats | None) -> None:
     out.put(VERIFIED, backups.verified_age_s)
     out.put(ARCHIVE_BYTES, backups.archive_lag_bytes)
     out.put(ARCHIVE_READY, backups.archive_ready_segments)
+    out.put(ARCHIVE_SECONDS, backups.archive_lag_s)
+    out.put(ARCHIVE_DROPPED, backups.archive_dropped_total if backups.archive_ready_segments is not None else None)
+    out.put(ARCHIVE_GAP, backups.gap_age_s is not None)
+    out.put(SNAPSHOT_NEXT, backups.next_in_s)
+    out.put(RESTORE_TOOK, backups.verified_s)
+    out.put(BACKUP_PROBLEMS, len(backups.problems))
 
 
 def add_pools(out: Collected, pooler: PoolerStats | None) -> None:

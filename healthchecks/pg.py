@@ -123,13 +123,16 @@ def judge_upkeep(upkeep: Upkeep, limits: Thresholds, seconds: float) -> list[Lin
 
 
 def judge_snapshots(backups: BackupStats | None, limits: Thresholds) -> list[Line]:
-    """The age of the newest snapshot; no line where no backups are configured."""
+    """The age of the newest snapshot and what is wrong with the backups; no line where none are configured."""
     if backups is None:
         return []
     if backups.newest_age_s is None:
-        return [Line("snapshots", "there is none yet", warning=True)]
+        wrong = f": {backups.problems[0]}" if backups.problems else ""
+        return [Line("snapshots", f"there is none yet{wrong}", warning=True)]
     text = f"the newest of {backups.snapshots} is {duration(backups.newest_age_s)} old"
+    old = bool(limits.snapshot_age_warn_s) and backups.newest_age_s > limits.snapshot_age_warn_s
+    if backups.problems:
+        return [Line("snapshots", f"{backups.problems[0]}; {text}", warning=True)]
     if backups.last_succeeded is False:
         return [Line("snapshots", f"the last attempt failed; {text}", warning=True)]
-    old = bool(limits.snapshot_age_warn_s) and backups.newest_age_s > limits.snapshot_age_warn_s
     return [Line("snapshots", text, warning=old)]

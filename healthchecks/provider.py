@@ -59,6 +59,20 @@ class BackupStats:
     archive_ready_segments: int | None = None
     verified_age_s: float | None = None  # since a restore was last tried and worked
 
+    repository: str = ""  # where they are, without secrets
+    newest_id: str = ""
+    verified_s: float | None = None  # how long that restore took
+    newest_verified: bool = False  # was the newest snapshot restored in that test?
+    next_in_s: float | None = None  # until the next run, negative when it is overdue; None: none is planned
+    running: str = ""  # what this node does now: "snapshot", "verify", "sweep"; "" means nothing
+    archiving: bool = False  # is WAL archived in this cluster?
+    archive_lag_s: float | None = None  # age of the oldest change that is not in the archive
+    archive_last: str = ""  # the last file that got there
+    archive_dropped_total: int = 0  # files that were let go unarchived, since this archiver's start
+    archive_conflicts_total: int = 0
+    gap_age_s: float | None = None  # since WAL was let go that no snapshot makes up for; None: there is no gap
+    problems: tuple[str, ...] = ()  # what is wrong with the repository or what is in it, in words
+    warnings: tuple[str, ...] = ()  # what is wrong with how it is set up
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:

@@ -163,7 +163,8 @@ class HttpServer:
             return None
 
     def node(self, vitals: Vitals | None = None) -> dict[str, Any]:
-        return node_json(gather(self._provider), self.checks.claim(), self._provider.member(), vitals)
+        provider = self._provider
+        return node_json(gather(provider), self.checks.claim(), provider.member(), vitals, provider.backup_stats())
 
     async def _cluster(self, request: web.Request) -> web.Response:
         snapshot = self._provider.snapshot()

@@ -212,9 +212,9 @@ def test_writes_go_on_while_the_repository_is_down(server: PgServer) -> None:
         server.sql("SELECT pg_switch_wal()")
     until(lambda: archived.archiver.status().failed > 0, "the failure is noticed")
     status = archived.archiver.status()
-    assert status.ready >= 4
+    assert status.queue.ready >= 4
     assert "file://" in status.error
-    assert status.oldest_ready_at is not None
+    assert status.queue.oldest_ready_at is not None
     home.unlink()
     away.rename(home)
     until(archived.drained, "the backlog drains")

@@ -15,10 +15,11 @@ import pytest
 
 from backups.archiver import ArchiverProcess, Standing
 from backups.config import read_config
+from backups.facts import NodeFacts, archive_settings
 from backups.layout import HISTORY, PathName
 from backups.notes import Notes
 from backups.policy import RunHistory
-from backups.service import BackupService, NodeFacts, archive_settings
+from backups.service import BackupService
 from backups.upkeep import audit
 from cluster.errors import CommandFailed
 from cluster.etcd import Etcd
@@ -146,7 +147,7 @@ async def one_node_works_at_a_time(etcd: TestEtcd, server: PgServer) -> None:
         await service.tick()
         await service._under_lease()
         assert service.status().history.ok_at is None
-        await theirs.write_history(RunHistory(ok_at=time.time(), ok_id="vs_" + "x" * 16))
+        await theirs.change_history(lambda _: RunHistory(ok_at=time.time(), ok_id="vs_" + "x" * 16))
         await theirs.release(lease)
         await service._under_lease()
         assert service.status().history.ok_id == "vs_" + "x" * 16
@@ -229,7 +230,7 @@ async def the_archiver_follows_the_view(server: PgServer) -> None:
     await asyncio.to_thread(server.sql, "SELECT pg_switch_wal()")
     await eventually(lambda: not first._alive(), "killed")
     third = process()
-    while third.status is None or third.status.ready or not third.status.archived:
+    while third.status is None or third.status.queue.ready or not third.status.archived:
         assert time.monotonic() < deadline
         await told(third)
         await asyncio.sleep(0.1)

@@ -49,7 +49,7 @@ class Archived:
 
     def drained(self) -> bool:
         status = self.archiver.status()
-        return status.ready == 0 and bool(status.last)
+        return status.queue.ready == 0 and bool(status.last)
 
     def flush(self) -> None:
         """Have everything that was written so far archived."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from backups.policy import RunHistory, due, jitter_s, source, verify_due
@@ -24,6 +26,8 @@ from tests.support.snapshots import record
 DAY = 86400.0
 NOW = 50 * DAY
 OK = RunHistory(ok_at=NOW - 3600, ok_id="vs_x")
+GAP = replace(OK, gap_at=NOW - 60, gap="000000010000000000000007")
+AWAY = replace(OK, failed_at=NOW - 100, failures=4, error="x")
 DUE_STORIES = [
     ("there is none yet", RunHistory(), {"next_slot": NOW + 1}, True),
     ("a new cluster first comes to rest", RunHistory(), {"next_slot": NOW + 1, "settled": False}, False),
@@ -56,9 +60,12 @@ DUE_STORIES = [
         {"next_slot": NOW + 10 * DAY},
         True,
     ),
-    ("WAL was lost: a new beginning is needed at once", OK, {"next_slot": NOW + DAY, "gap": True}, True),
+    ("WAL was lost: a new beginning is needed at once", GAP, {"next_slot": NOW + DAY}, True),
+    ("a gap, and the repository still fails", replace(AWAY, gap_at=NOW), {"next_slot": NOW + DAY}, False),
+    ("the repository is back: a failure before is forgotten", AWAY, {"next_slot": NOW - 9, "back_at": NOW - 1}, True),
+    ("it failed again since it came back", AWAY, {"next_slot": NOW - 9, "back_at": NOW - 101}, False),
     ("without a schedule, never", OK, {"next_slot": None}, False),
-    ("without a schedule, but with a gap", OK, {"next_slot": None, "gap": True}, True),
+    ("without a schedule, but with a gap", GAP, {"next_slot": None}, True),
 ]
 
 
