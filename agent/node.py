@@ -119,20 +119,13 @@ class Node:
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self._routed: object = None
 
+    def _revision(self) -> int:
+        return self.store.snapshot.revision if self.store.snapshot is not None else 0
+
     def _changed(self) -> None:
         self.routing_wake.ring()
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
-
-    def _revision(self) -> int:
-        return self.store.snapshot.revision if self.store.snapshot is not None else 0
-
-    def _drills(self) -> NodeDrills | None:
-        if self.parts.drills is None:
-            return None
-        from agent.drills import NodeDrills  # for those who switch them on
-
-        return NodeDrills(self.parts.drills, self.clock, lambda: self.store.snapshot)
 
     def _watched(self, verdict: Verdict) -> None:
         """How the primary is found has changed: pooled clients wait while it is gone."""
