@@ -92,6 +92,7 @@ class Radosgw:
 def radosgw(*, tls: bool = False, memory: int = 4 << 30) -> Iterator[Radosgw]:
     """A service of its own, gone with everything in it at the end. `tls`: listen for TLS as well."""
     root = Path(tempfile.mkdtemp(prefix="rgw", dir="/tmp"))
+    root.chmod(0o711)  # other users read the certificate
     monitor, port, tls_port = free_ports(3)
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -166,7 +167,7 @@ def _certificate(root: Path) -> str:
     _run(
         *(root, "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
         *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=127.0.0.1"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
     )
     (root / "tls.pem").write_text(key.read_text() + certificate.read_text())
     return str(certificate)
