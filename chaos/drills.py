@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from chaos.clocks import jump
+from chaos.crowds import conflict, crowd
 from chaos.faults import FAULTS, Undo, nothing
+from chaos.harm import corrupt, lose_data
 from chaos.places import Node
+from chaos.storms import slow_etcd, storm_agent, storm_postgres, upgrade
 from chaos.target import Target, TestbedError
+from chaos.volumes import WRITES_PER_S, hang_disk, slow_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,8 @@ class Needs:
     namespaces: bool = False
     wal_mb: int = 0
     data_mb: int = 0
+    disk_mb: int = 0
+    clocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Drill:
     needs: Needs = field(default_factory=Needs)
     etcd: bool = False  # breaks etcd itself
     pooled: bool = False  # clients of the pooler must see no error at all
+    blocked: bool = False  # nothing may be acknowledged until it is mended
     inside: bool = False  # a client on the victim's own machine keeps writing to the victim's server
 
     @property
@@ -57,7 +65,7 @@ def _of(fault: str, bar_s: float, **more: object) -> Drill:
 
 def switchover(target: Target, node: Node) -> Undo:
     """Ask for a planned change of primary and wait until it is done."""
-    target.flypg("switchover")
+    target.switchover()
     return nothing
 
 
@@ -72,6 +80,8 @@ def restart_agent(target: Target, node: Node) -> Undo:
         raise TestbedError(f"the postmaster of {node.name} was {before}, and is {after} after a restart of its agent")
     return nothing
 
+
+DISK = Needs(disk_mb=1500)
 
 DRILLS = {
     drill.name: drill
@@ -102,8 +112,96 @@ DRILLS = {
         _of("fill-wal", 3.0, needs=Needs(wal_mb=200)),
         _of("fill-data", 5.0, needs=Needs(data_mb=400, wal_mb=400)),
         _of("cut-replication", 2.0, failovers=(0, 1), hold_s=10.0),
+        _of("bridge", 0.5, failovers=(0,), hold_s=15.0),
+        _of("laggard", 23.0, hold_s=20.0, blocked=True),
         _of("cut-clients", 0.5, failovers=(0,)),
         _of("lossy", 2.0, failovers=(0, 1), hold_s=20.0),
+        Drill(
+            "storm-agent",
+            "the primary's agent is killed and started every second or two",
+            storm_agent,
+            "primary",
+            0.5,
+            (0, 1),
+        ),
+        Drill(
+            "storm-postgres",
+            "one node's PostgreSQL is killed every second or two",
+            storm_postgres,
+            "primary",
+            2.0,
+            (0, 1, 2, 3),
+        ),
+        Drill("upgrade", "every node's agent by turns is replaced, as an upgrade does it", upgrade, "", 0.0, (0,)),
+        Drill(
+            "slow-etcd",
+            "every member of etcd is awake a seventh of the time",
+            slow_etcd,
+            "",
+            0.0,
+            (0,),
+            30.0,
+            etcd=True,
+        ),
+        Drill(
+            "slow-disk",
+            f"the primary's disk takes {WRITES_PER_S} writes a second",
+            slow_disk,
+            "primary",
+            2.0,
+            (0,),
+            30.0,
+            needs=DISK,
+        ),
+        Drill(
+            "hang-disk",
+            "whoever writes to the primary's disk waits for ever",
+            hang_disk,
+            "primary",
+            5.0,
+            (1,),
+            15.0,
+            needs=DISK,
+        ),
+        Drill(
+            "clock-jump",
+            "the primary's wall clock jumps an hour ahead, then behind",
+            jump,
+            "primary",
+            0.0,
+            (0,),
+            needs=Needs(clocks=True),
+        ),
+        Drill(
+            "crowd",
+            "clients take every connection of the primary",
+            crowd,
+            "primary",
+            0.5,
+            (0,),
+            15.0,
+            paths=("steady",),
+        ),
+        Drill("conflict", "standbys wait for long readers; the primary's node is killed", conflict, "primary", 2.0),
+        Drill(
+            "lose-data",
+            "the primary's node is killed and its data directory is gone",
+            lose_data,
+            "primary",
+            2.0,
+            heal_s=60.0,
+        ),
+        Drill(
+            "lose-standby-data",
+            "a standby's node is killed and its data directory is gone",
+            lose_data,
+            "standby",
+            0.5,
+            (0,),
+            heal_s=60.0,
+        ),
+        Drill("corrupt-primary", "a page on the primary's disk is damaged", corrupt, "primary", 0.5, (1,), heal_s=60.0),
+        Drill("corrupt-standby", "a page on a standby's disk is damaged", corrupt, "standby", 0.5, (0,), heal_s=60.0),
         Drill("switchover", "a planned change of primary", switchover, "", 0.5, pooled=True),
     )
 }

@@ -7,21 +7,22 @@ that was built with small ones.
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from chaos import processes
 from chaos.netns import Network
 from chaos.places import Node, Place
 from chaos.processes import Process
 from chaos.target import Target, TestbedError
+from chaos.volumes import fill
 from chaos.wire import WireError, connect
 
 Undo = Callable[[], None]
 SEGMENTS = 200  # more than fit on any small volume
+LAG_S = 2.0  # for how long a standby gets no WAL before the primary is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,33 @@ def lossy(bed: Target, node: Node) -> Undo:
     return lambda: network.heal(node.name)
 
 
+def _cut_pair(network: Network, one: Node, other: Node) -> None:
+    _cut_from(network, one.name, [other.address])
+
+
+def bridge(bed: Target, node: Node) -> Undo:
+    """Both still see everybody else, and etcd."""
+    network, standby = _network(bed), bed.standbys[0]
+    _cut_pair(network, standby, node)
+    return lambda: network.heal(standby.name)
+
+
+def laggard(bed: Target, node: Node) -> Undo:
+    """Only `late` is left, which lacks what `near` has confirmed to clients: nobody may serve until `near` wakes."""
+    network, (near, late, *_) = _network(bed), bed.standbys
+    _cut_pair(network, late, node)
+    time.sleep(LAG_S)
+    thaw = freeze_node(bed, near)
+    back = lose_machine(bed, node)
+
+    def undo() -> None:
+        network.heal(late.name)
+        thaw()
+        back()
+
+    return undo
+
+
 def lose_machine(bed: Target, node: Node) -> Undo:
     network = _network(bed)
     heal = isolate(bed, node)  # first: a dying kernel closes no connection
@@ -257,26 +285,6 @@ def freeze_etcd_leader(bed: Target, node: Node) -> Undo:
 # --- full volumes -------------------------------------------------------------------------------------------------
 
 
-def fill(volume: Path) -> Undo:
-    """Write a file until the volume has no byte left; the undo removes it."""
-    if not os.path.ismount(volume):
-        raise TestbedError(f"{volume} is no volume of its own: it would fill the whole machine")
-    ballast = volume / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            for size in (1 << 20, 4096, 1):
-                block = b"\0" * size
-                while True:
-                    try:
-                        if file.write(block) < size:
-                            break
-                    except OSError:
-                        break
-        finally:
-            file.flush()
-    return lambda: ballast.unlink(missing_ok=True)
-
-
 def fill_wal(bed: Target, node: Node) -> Undo:
     """Fill the volume, then use up the segments that PostgreSQL keeps for reuse, until it needs a new one."""
     undo = fill(node.wal_volume)
@@ -323,6 +331,13 @@ FAULTS = {
         Fault("cut-etcd", "the primary's node is cut off from etcd only", cut_etcd, namespaces=True),
         Fault(
             "cut-replication", "the primary's node is cut off from the other nodes", cut_replication, namespaces=True
+        ),
+        Fault("bridge", "the primary and one standby do not see each other", bridge, namespaces=True),
+        Fault(
+            "laggard",
+            "a standby lags, the other falls asleep, the primary's machine is lost",
+            laggard,
+            namespaces=True,
         ),
         Fault("cut-clients", "the primary's node is cut off from clients outside", cut_clients, namespaces=True),
         Fault("kill-etcd-leader", "kill -9 of etcd's leader", kill_etcd_leader, victim="etcd"),

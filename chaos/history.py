@@ -36,6 +36,17 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """The newest row of one client that a reader saw."""
+
+    invoked: float
+    done: float
+    ok: bool
+    newest: int = 0
+    server: str = ""  # address:port of the server that answered
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a checker found. `ok` None: it could not tell."""
 

@@ -99,7 +99,7 @@ def current_lsn(primary: Node) -> str:
         wire.close()
 
 
-def _pg_amcheck(primary: Node) -> str | None:
+def pg_amcheck(primary: Node) -> str | None:
     """The program, if it is here and the server has its extension."""
     wire = patiently(primary)
     try:
@@ -128,7 +128,7 @@ def judge_servers(target: Target, nodes: Iterable[Node]) -> list[Verdict]:
     told = list(nodes)
     primary = target.primary
     try:
-        program = _pg_amcheck(primary)
+        program = pg_amcheck(primary)
         broken: dict[str, str] = {}
         if program is not None:
             broken[primary.name] = damage(primary, program, install=True)

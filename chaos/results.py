@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from chaos.checkers.durability import Durability
 from chaos.checkers.outage import Outage
-from chaos.history import Verdict, Write
+from chaos.history import Read, Verdict, Write
 from chaos.phases import Band, Phases
 
 
@@ -33,10 +33,12 @@ class Result:
     began: float
     when: str  # wall clock, for people
     fault: float = 0.0
+    broken: float = 0.0  # when all that was to be broken was
     mended: float = 0.0
     healed: float | None = None  # None: it did not become complete again
     ended: float = 0.0
     writes: list[Write] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     outages: list[Outage] = field(default_factory=list)
     durability: Durability | None = None
     doubled: int = 0  # acknowledged by a deposed server

@@ -12,12 +12,14 @@ from pathlib import Path
 from chaos.checkers.durability import durability
 from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_primary
+from chaos.checkers.reads import GAP_S, fresh_reads
 from chaos.drills import Drill
 from chaos.faults import nothing
 from chaos.history import Verdict, Write
 from chaos.inspection import judge_servers, patiently, rows
 from chaos.phases import failovers, phases, roles
 from chaos.places import Node
+from chaos.reader import Reader
 from chaos.results import Result, Told
 from chaos.target import Target, TestbedError
 from chaos.wire import WireError
@@ -27,6 +29,7 @@ BASELINE_S = 1.5  # undisturbed writes before anything is broken
 CALM_S = 1.0  # and after everything is mended
 INSIDE_IDS = 10_000_000_000  # a second probe counts from here
 POOLED_IDS = 20_000_000_000
+POOLED_SLOWER = 8  # clients of the pooler write so much more rarely where they are not what is judged
 
 
 def prepare(target: Target) -> None:
@@ -75,23 +78,26 @@ def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str
         if drill.inside and victim is not None and target.network is not None:
             before = target.network.inside(victim.name)
             probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=before))
-        if drill.pooled:
-            poolers = [node.conninfo(node.ports.pooler) for node in target.nodes.values() if node is not victim]
-            probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS))
+        elsewhere = [node for node in target.nodes.values() if node is not victim] or list(target.nodes.values())
+        poolers = [node.conninfo(node.ports.pooler) for node in elsewhere]
+        pace = 1 if drill.pooled else POOLED_SLOWER
+        probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS, slower=pace))
+        reader = Reader([node.conninfo(node.ports.read) for node in elsewhere], Path(directory))
         try:
-            _break_and_mend(target, drill, victim, probes[0], result, rng, say)
+            break_and_mend(target, drill, victim, probes[0], result, rng, say)
         except TestbedError as error:
             result.verdicts.append(Verdict("drill", False, str(error)))
         finally:
             for probe in probes:
                 result.writes += probe.stop()
+            result.reads = reader.stop()
     result.ended = time.monotonic()
     _judge(target, drill, result, say)
     say(result.line)
     return result
 
 
-def _break_and_mend(
+def break_and_mend(
     target: Target,
     drill: Drill,
     victim: Node | None,
@@ -108,8 +114,8 @@ def _break_and_mend(
     try:
         result.fault = time.monotonic()
         undo = drill.begin(target, victim if victim is not None else target.primary)
-        broken_at = time.monotonic()
-        back = probe.wait_acknowledged(broken_at, drill.limit_s + 20)
+        result.broken = time.monotonic()
+        back = not drill.blocked and probe.wait_acknowledged(result.broken, drill.limit_s + 20)
         say(f"{drill.name}: " + ("writes are acknowledged" if back else "no write is acknowledged"))
         time.sleep(max(0.0, result.fault + drill.hold_s - time.monotonic()))
     finally:
@@ -144,6 +150,9 @@ def _judge(target: Target, drill: Drill, result: Result, say: Callable[[str], No
     result.verdicts += [one_primary(writes), count]
     if drill.pooled:
         result.verdicts.append(_pooled(writes))
+    result.verdicts.append(fresh_reads(result.reads, writes, gap_s=max(GAP_S, drill.limit_s)))
+    if drill.blocked:
+        result.verdicts.append(_blocked(writes, result))
     if result.healed is not None:
         text = f"complete again {result.healed - result.mended:.1f} s after all was mended (bound {drill.heal_s:g} s)"
         result.verdicts.append(Verdict("healing", True, text))
@@ -165,6 +174,15 @@ def _pooled(writes: Sequence[Write]) -> Verdict:
         text = "; ".join(f"{count} × {error}" for error, count in errors.most_common(3))
         return Verdict("pooled clients", False, f"{errors.total()} of {len(mine)} writes failed: {text}")
     return Verdict("pooled clients", True if mine else None, f"{len(mine)} writes through the pooler, no error")
+
+
+def _blocked(writes: Sequence[Write], result: Result) -> Verdict:
+    """Did everybody refuse while nobody could know what was acknowledged?"""
+    early = [w for w in writes if w.acknowledged and result.broken < w.invoked and w.done < result.mended]
+    if early:
+        text = f"{len(early)} writes acknowledged by {early[0].server}, which cannot know what was acknowledged before"
+        return Verdict("blocked", False, text)
+    return Verdict("blocked", True, "no write was acknowledged until it was mended")
 
 
 def _readable(target: Target) -> Sequence[Node]:

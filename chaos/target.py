@@ -72,6 +72,10 @@ class Target:
             raise TestbedError(f"flypg {' '.join(arguments)}: exit {done.returncode}: {done.stderr}{done.stdout}")
         return done
 
+    def switchover(self) -> None:
+        """Change the primary as an operator does, and wait until it is done."""
+        self.flypg("switchover")
+
     @property
     def primary(self) -> Node:
         view = self.watch.view

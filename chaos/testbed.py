@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from chaos import processes
+from chaos import clocks, processes, volumes
 from chaos.netns import Network
 from chaos.places import USUAL, Node, Place, environment
 from chaos.ports import free_ports
 from chaos.target import Target, TestbedError
+from chaos.volumes import mount_disk, mount_small, unmount_below
 from cluster.model import Ports
 
 PREFIX = "fpd"
@@ -46,6 +46,9 @@ class Plan:
     cluster: str = "drill"
     data_mb: int = 0  # each node's directory is a volume of this size; 0: it is not (needs root)
     wal_mb: int = 0  # and so is its WAL
+    disk_mb: int = 0  # each node's directory is a disk of its own, which can be slow or hang (needs root)
+    clocks: bool = False  # each node's wall clock can be moved (needs libfaketime)
+    module: str = "flypg"  # what a node runs; a test puts one with a planted bug here
 
 
 class Testbed(Target):
@@ -94,7 +97,7 @@ class Testbed(Target):
         """Give a node's WAL a small volume of its own, while the node is down."""
         node.kill()
         node.wal_volume = self.directory / f"{node.name}-wal"
-        _mount(node.wal_volume, size_mb)
+        mount_small(node.wal_volume, size_mb)
         wal = node.pgdata / "pg_wal"
         owner = wal.stat()
         home = node.wal_volume / "pg_wal"
@@ -145,13 +148,16 @@ class Testbed(Target):
         directory = self.directory / name
         directory.mkdir()
         if self.plan.data_mb:
-            _mount(directory, self.plan.data_mb)
+            mount_small(directory, self.plan.data_mb)
+        if self.plan.disk_mb:
+            mount_disk(directory, self.plan.disk_mb)
         directory.chmod(0o711)
         node = Node(name, address, directory, self.directory / f"{name}.log", ports=ports)
         node.pgdata = directory / "pgdata"
         node.password = self.secrets["OPERATOR_PASSWORD"]
-        node.command = [*before, sys.executable, "-m", "flypg", "agent"]
-        own = {**self.plan.env, **self.plan.node_env.get(name, {}), **env}
+        node.command = [*before, sys.executable, "-m", self.plan.module, "agent"]
+        clock = clocks.settings(directory, binaries()) if self.plan.clocks else {}
+        own = {**clock, **self.plan.env, **self.plan.node_env.get(name, {}), **env}
         node.env = environment({**self._settings(node), **self.secrets, **own})
         node.start()
         self.nodes[name] = node
@@ -194,19 +200,17 @@ class Testbed(Target):
             self.network.close()
 
 
+def binaries() -> Path:
+    """Where this machine's newest PostgreSQL is. Raises TestbedError when there is none."""
+    found = [path for path in Path("/usr/lib/postgresql").glob("*/bin/postgres") if path.parts[-3].isdigit()]
+    if not found:
+        raise TestbedError("no PostgreSQL below /usr/lib/postgresql")
+    return max(found, key=lambda path: int(path.parts[-3])).parent
+
+
 def written(address: str) -> str:
     """An address as it stands before a port."""
     return f"[{address}]" if ":" in address else address
-
-
-def _mount(directory: Path, size_mb: int) -> None:
-    directory.mkdir(exist_ok=True)
-    options = f"size={size_mb}m,mode=0711"
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise TestbedError(f"cannot mount a small volume at {directory}: {done.stderr.strip()}")
 
 
 def _remove(directory: Path) -> None:
@@ -214,14 +218,13 @@ def _remove(directory: Path) -> None:
     left = processes.belonging(directory, processes.everything())
     processes.send(left, signal.SIGKILL)
     processes.wait_gone(left, 5)
-    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted((m for m in mounts if m.startswith(f"{directory}/")), reverse=True):
-        subprocess.run(["umount", "-l", mount], capture_output=True)
+    unmount_below(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_leftovers() -> None:
     """Remove testbeds whose process is gone."""
+    volumes.remove_leftovers()
     for directory in Path("/tmp").glob(f"{PREFIX}[0-9]*-*"):
         owner = directory.name.removeprefix(PREFIX).partition("-")[0]
         mine = directory.stat().st_uid == os.geteuid()

@@ -35,6 +35,7 @@ INSERT = (
     f"INSERT INTO {TABLE} (id) VALUES ($1) RETURNING"
     " host(inet_server_addr()) || ':' || inet_server_port(), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 )
+EVERY_MS, FRESH_EVERY_MS = 3.0, 20.0  # between two writes of a client
 FRESH_IDS = 1_000_000_000  # the fresh client counts from here, so that no id is ever used twice
 
 
@@ -42,8 +43,8 @@ FRESH_IDS = 1_000_000_000  # the fresh client counts from here, so that no id is
 class Job:
     endpoints: tuple[str, ...]
     log: str
-    every_ms: float = 3.0
-    fresh_every_ms: float = 20.0
+    every_ms: float = EVERY_MS
+    fresh_every_ms: float = FRESH_EVERY_MS
     timeout_ms: float = 1000.0  # of a statement
     connect_ms: float = 2000.0  # longer: routers hold new connections while a primary is being chosen
     first_id: int = 1
@@ -146,17 +147,19 @@ class Probe:
         prefix: str = "",
         first_id: int = 1,
         before: Sequence[str] = (),
+        slower: int = 1,
     ) -> None:
-        """`prefix`: tells this probe's clients from those of another. `before`: what its command line begins with."""
+        """`prefix`: tells this probe's clients from those of another. `before`: what its command line begins with.
+        `slower`: so many times the usual pause between two writes."""
         self.log = directory / f"{prefix}probe.jsonl"
         self.paths = (f"{prefix}steady", f"{prefix}fresh")
         self._job = directory / f"{prefix}probe.job"
         self.log.write_text("")
         descriptor = os.open(self._job, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump(
-                {"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id, "prefix": prefix}, file
-            )
+            pace = {"every_ms": EVERY_MS * slower, "fresh_every_ms": FRESH_EVERY_MS * slower}
+            told = {"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id, "prefix": prefix}
+            json.dump(told | pace, file)
         command = [*before, sys.executable, "-m", "chaos.writer", str(self._job)]
         self._process = subprocess.Popen(
             command, env=environment({}), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from chaos.checkout import commit
+from chaos.clocks import library
 from chaos.drills import DRILLS, Drill
 from chaos.netns import NetworkError, available
 from chaos.report import as_dict, seconds, to_html, to_json, to_junit
@@ -20,6 +21,7 @@ from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import Target, TestbedError
 from chaos.testbed import Plan, Testbed
+from chaos.volumes import throttling
 from flypg import local
 from flypg.drill_target import LocalCluster
 from flypg.parsing import nearest
@@ -43,6 +45,10 @@ def _place(drill: Drill) -> str:
         return "namespaces (root)"
     if drill.needs.wal_mb or drill.needs.data_mb:
         return "small volumes (root)"
+    if drill.needs.disk_mb:
+        return "disks (root)"
+    if drill.needs.clocks:
+        return "libfaketime"
     return "a testbed" if drill.etcd else "anywhere"
 
 
@@ -98,6 +104,10 @@ def _impossible(drill: Drill, args: argparse.Namespace) -> str:
     """Why this drill cannot be run here; "" when it can."""
     if args.local and _place(drill) != "anywhere":
         return f"needs {_place(drill)}, which a local cluster has not: leave out --local"
+    if drill.needs.disk_mb and (why := throttling()):
+        return why
+    if drill.needs.clocks and library() is None:
+        return "needs libfaketime: apt-get install faketime"
     if drill.needs.namespaces or args.namespaces:
         return available()
     return ""
@@ -122,6 +132,8 @@ def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Itera
         namespaces=needs.namespaces or args.namespaces,
         wal_mb=needs.wal_mb,
         data_mb=needs.data_mb,
+        disk_mb=needs.disk_mb,
+        clocks=needs.clocks,
     )
     with Testbed(plan, progress.now) as bed:
         yield bed

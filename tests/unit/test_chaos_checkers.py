@@ -13,8 +13,9 @@ from chaos.checkers.durability import durability
 from chaos.checkers.lists import analyze, classify, serializable
 from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_line, one_primary, parse_history
+from chaos.checkers.reads import fresh_reads, gap, staleness
 from chaos.checkers.register import linearizable, search, stale_by, zones
-from chaos.history import NEVER, BankRead, Outcome, RegisterOp, Step, Txn, Write
+from chaos.history import NEVER, BankRead, Outcome, Read, RegisterOp, Step, Txn, Write
 
 
 def ok(number: int, at: float, server: str = "a", timeline: int = 1, path: str = "steady") -> Write:
@@ -50,6 +51,24 @@ def test_outage_is_the_longest_gap_past_the_fault() -> None:
     assert found.length_s == pytest.approx(1.0)  # not the five seconds before the fault
     assert outage_verdict([found], bound_s=2).ok is True
     assert outage_verdict([found], bound_s=0.5).ok is False
+
+
+def test_a_read_is_as_old_as_the_oldest_write_that_it_should_have_seen() -> None:
+    writes = [ok(1, 0.0), ok(2, 1.0), ok(3, 2.0), missed(4, 2.5, Outcome.UNKNOWN), ok(5, 3.0, path="fresh")]
+    assert staleness([Read(4.0, 4.1, True, 3, "b")], writes) == 0.0
+    assert staleness([Read(4.0, 4.1, True, 1, "b")], writes) == pytest.approx(4.0 - 1.01)
+    assert staleness([Read(1.005, 1.1, True, 1, "b")], writes) < 0.01, "it was not acknowledged yet"
+    assert staleness([Read(4.0, 4.1, False)], writes) == 0.0, "no answer is no old answer"
+
+
+def test_reads_must_come_back_and_be_fresh() -> None:
+    writes = [ok(1, 0.0), ok(2, 1.0)]
+    good = [Read(0.5, 0.6, True, 1, "b"), Read(2.0, 2.1, True, 2, "c")]
+    assert fresh_reads(good, writes).ok is True
+    assert gap(good) == pytest.approx(1.5)
+    assert fresh_reads([*good, Read(15.0, 15.1, True, 2, "b")], writes).ok is False, "nobody was answered meanwhile"
+    assert fresh_reads([*good, Read(12.0, 12.1, True, 1, "b")], writes, gap_s=60).ok is False, "eleven seconds old"
+    assert fresh_reads([Read(1.0, 1.1, False)], writes).ok is None
 
 
 def test_a_run_that_never_recovered_has_an_endless_outage() -> None:

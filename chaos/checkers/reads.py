@@ -1,0 +1,42 @@
+"""Were reads from the read-only port answered, and how old was what they saw? Pure."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from chaos.history import Read, Verdict, Write
+
+STALE_S = 10.0  # as long as a lease: afterwards nobody sends readers to a server that was cut off
+GAP_S = 10.0
+
+
+def staleness(reads: Sequence[Read], writes: Sequence[Write], path: str = "steady") -> float:
+    """The age of the oldest acknowledged write of one client that a read which began later did not see. Seconds."""
+    acknowledged = sorted((w.id, w.done) for w in writes if w.path == path and w.acknowledged)
+    ids = [number for number, _ in acknowledged]
+    worst = 0.0
+    for read in reads:
+        at = bisect_right(ids, read.newest)
+        if read.ok and at < len(ids):
+            worst = max(worst, read.invoked - acknowledged[at][1])
+    return worst
+
+
+def gap(reads: Sequence[Read]) -> float:
+    """The longest time between two answers. Seconds."""
+    times = sorted(read.done for read in reads if read.ok)
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+
+def fresh_reads(reads: Sequence[Read], writes: Sequence[Write], *, gap_s: float = GAP_S) -> Verdict:
+    """Answered again in time, and never older than the bound."""
+    answered = [read for read in reads if read.ok]
+    if not answered:
+        return Verdict("reads", None, "nobody could read from the read-only port")
+    stale_s, longest_s = staleness(reads, writes), gap(reads)
+    servers = len({read.server for read in answered})
+    text = f"{len(answered)} reads from {servers} servers, at most {stale_s:.2f} s old (bound {STALE_S:g} s)"
+    text += f", {longest_s:.2f} s between two of them (bound {gap_s:g} s)"
+    return Verdict("reads", stale_s <= STALE_S and longest_s <= gap_s, text)
