@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from cluster.errors import FlypgError, SettingsError
 
 log = logging.getLogger("flypg.backups")
+LOOK_S = 10.0  # how often we look whether the wall clock has jumped
+JUMP_S = 5.0
 
 
 def next_after(schedule: str, at: float, jitter_s: float = 0.0) -> float | None:
@@ -56,9 +59,23 @@ class Ticker:
         self._bug = asyncio.get_running_loop().create_future()
         self._scheduler.start()
         try:
-            await self._bug
+            while not self._bug.done():
+                before = self._offset_s()
+                await asyncio.wait({self._bug}, timeout=LOOK_S)
+                if abs(self._offset_s() - before) > JUMP_S:
+                    self._everything_now()
+            self._bug.result()
         finally:
             self._scheduler.shutdown(wait=False)
+
+    def _offset_s(self) -> float:
+        return time.time() - time.monotonic()
+
+    def _everything_now(self) -> None:
+        """The wall clock has jumped. The scheduler goes by it: after a jump back of a day it would sleep for a day."""
+        log.warning("clock_jumped")
+        for job in self._scheduler.get_jobs():
+            job.modify(next_run_time=datetime.now(UTC))
 
     def _failed(self, event: Any) -> None:
         if isinstance(event.exception, (FlypgError, OSError, TimeoutError)):

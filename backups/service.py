@@ -141,7 +141,10 @@ class BackupService:
         if path is None:
             return
         await self._archiver.tell(now, self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal"))
+        before = self._alarm.back_at
         heard = self._alarm.look(self._archiver.status, self._wall())
+        if self._alarm.back_at != before:
+            self._wanted.set()  # what failed while the repository was away need not wait any longer
         self._untold += heard.events
         self._gap = heard.gap or self._gap
         await self._tell()

@@ -82,6 +82,7 @@ class WalArchiver:
         self._timeline: int | None = None  # of the open term that this node is primary of
         self._draining = False
         self._stopping = threading.Event()
+        self._letting_go = False
         self._status = WalStatus()
         self._status_lock = threading.Lock()
 
@@ -270,12 +271,16 @@ class WalArchiver:
             )
 
     def _past_limit(self, name: str) -> str:
-        """`ok` when the operator has chosen a gap in the archive over a full disk, and the limit is passed; else ""."""
+        """`ok` when the operator has chosen a gap in the archive over a full disk, and the limit is passed; else "".
+
+        Once there is a gap, what waits behind it is of little use: it is let go down to half the limit, so that the
+        next attempt at a repository that is still away does not take the disk past the limit again.
+        """
         waiting = len(self.ready()) * self._segment_bytes
-        if not self._options.drop_past_limit or not 0 < self._options.queue_limit_bytes < waiting:
-            return ""
-        if layout.HISTORY.match(name):
-            return ""  # tiny, and without it no restore crosses this failover
+        limit = self._options.queue_limit_bytes // (2 if self._letting_go else 1)
+        self._letting_go = self._options.drop_past_limit and 0 < limit < waiting
+        if not self._letting_go or layout.HISTORY.match(name):
+            return ""  # a history file is tiny, and without it no restore crosses this failover
         self._note(dropped=1, dropped_at=self._wall(), dropped_name=name)
         log.error("wal_dropped", extra={"file": name, "waiting_bytes": waiting})
         return "ok"

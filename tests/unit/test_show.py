@@ -24,6 +24,7 @@ from cluster.model import (
     View,
     lone_rule,
 )
+from flypg.backup_look import BackupLook
 from flypg.commands.members import members_table
 from flypg.commands.why import term_lines
 from flypg.health import failover_without_loss, serving
@@ -69,7 +70,12 @@ def snapshot(view: View | None = VIEW, **more: object) -> Snapshot:
 LOOKS = {
     N1: NodeLook("standby", Position(3, AT), True, 0.0),
     N2: NodeLook(
-        "primary", Position(3, AT), False, None, standbys={N1: StandbyLag(0, 0.01), N3: StandbyLag(1 << 21, 1.5)}
+        "primary",
+        Position(3, AT),
+        False,
+        None,
+        standbys={N1: StandbyLag(0, 0.01), N3: StandbyLag(1 << 21, 1.5)},
+        backups=BackupLook("s3://b", 3, "vs_a", 300.0, 1 << 20, True, verified_s=9.0, next_in_s=7300.0),
     ),
     N3: NodeLook("standby", Position(3, AT - (1 << 21)), True, 2.0),
 }
@@ -91,6 +97,8 @@ failover  without loss now: yes, n1 would take over
 term      4 open, timeline 3, opened because: postmaster of n1 died
 rule      ANY 1 (n1, n3) for n2 (term 4), durability quorum
 leader    n3
+backups   snapshot vs_a 5 min ago, 1.0 MB, verified, restored in 9 s; next in 2 h; \
+WAL is not archived: a restore reaches the last snapshot
 
 last events
   22:13:20  term 4  failover: term 4: postmaster of n1 died [n3]
