@@ -160,7 +160,7 @@ class Node:
             keeper_loop(self.keeper, self.keeper_wake, self.log, self._after_turn),
             lease_loop(self.keeper, parts.renew_s, self.log),
             fence_loop(self.keeper),
-            parts.store.watch(self.store.changed),
+            parts.store.follow(self.store.told),
             self.store.recover(),
             self.watch.run(),
             self._routing_loop(),

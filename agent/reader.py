@@ -1,13 +1,15 @@
 """One read of etcd for everybody in this process, and a count of how etcd answers.
 
-Keeper, sentinel, routers and probes all want to know what etcd holds. As long as the watch stands and has said nothing,
-the last read still is what etcd holds, so it is handed out again; it is read anew after any event, after any break of
-the watch, after every write of ours, and every few seconds in any case.
+Keeper, sentinel, routers and probes all want to know what etcd holds. As long as the watch stands, the last read and
+what the watch has told since are what etcd holds, and are handed out. A real read is made when the watch begins, breaks
+or tells something that cannot be understood, when a write of ours has not come back by the watch within some
+milliseconds, and every few seconds in any case.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from cluster.etcd_store import EtcdStore
 from cluster.model import Event, Leadership, LeaseProof, NodeReport, Promise, Request, Snapshot, Spec, View
 
 REFRESH_S = 3.0
+CATCH_UP_S = 0.01
 RETRY_S = 0.25  # between two reads while etcd does not answer
 T = TypeVar("T")
 
@@ -41,6 +44,7 @@ class SharedStore:
         self._wake = wake
         self._dirty = True
         self._reading = asyncio.Lock()
+        self._heard = asyncio.Event()  # the watch has told something
         self._lost = asyncio.Event()  # the last read failed, and `recover` has not had an answer yet
         self.snapshot: Snapshot | None = None
         self.read_at = float("-inf")  # boottime at which the last good read was sent
@@ -48,14 +52,20 @@ class SharedStore:
         self.stats: dict[str, CallStats] = {}
         self._log = logging.getLogger("flypg.store")
 
-    def changed(self) -> None:
-        """Something in etcd changed, or may have: the next read is a real one."""
-        self._dirty = True
+    def told(self, snap: Snapshot | None) -> None:
+        """The watch has told: this is in etcd now; None: something may have changed, the next read is a real one."""
+        if snap is None:
+            self._dirty = True
+        else:
+            self.snapshot = snap
+        self._heard.set()
         self._wake()
 
     async def read(self) -> Snapshot:
         """What etcd holds. Raises StoreUnavailable when that cannot be known now."""
         self._must_answer()
+        if self._store.behind and not self._dirty and not self._reading.locked():
+            await self._catch_up()
         if self.snapshot is not None and self._still_true() and not self._reading.locked():
             return self.snapshot
         async with self._reading:  # one that is under way was begun after the last event: its answer is ours too
@@ -75,7 +85,15 @@ class SharedStore:
             return self.snapshot
 
     def _still_true(self) -> bool:
-        return not self._dirty and self._clock.boottime() - self.read_at < REFRESH_S
+        return not self._dirty and not self._store.behind and self._clock.boottime() - self.read_at < REFRESH_S
+
+    async def _catch_up(self) -> None:
+        """What we have written comes back by the watch in a moment, as a rule sooner than a read would."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CATCH_UP_S):
+                while self._store.behind and not self._dirty:
+                    self._heard.clear()
+                    await self._heard.wait()
 
     def _must_answer(self) -> None:
         """While etcd is known to be silent nobody waits for it: a keeper has its own server to look after."""
@@ -92,7 +110,7 @@ class SharedStore:
                 await asyncio.sleep(RETRY_S)
                 continue
             self._lost.clear()
-            self.changed()
+            self.told(None)
 
     async def _timed(self, name: str, call: Awaitable[T]) -> T:
         stats = self.stats.setdefault(name, CallStats())
@@ -112,18 +130,22 @@ class SharedStore:
         self.contact_at = self._clock.boottime()
         return answer
 
-    async def _write(self, name: str, call: Awaitable[T]) -> T:
+    async def _write(self, name: str, call: Awaitable[T], *, told: bool = False) -> T:
+        """`told`: the store knows at which revision it was written, so that the watch can bring it back."""
         try:
             return await self._timed(name, call)
-        finally:
+        except BaseException:
             self._dirty = True
+            raise
+        finally:
+            self._dirty = self._dirty or not told
 
     async def report(self, report: NodeReport) -> None:
         self._must_answer()
-        await self._write("report", self._store.report(report))
+        await self._write("report", self._store.report(report), told=True)
 
     async def promise(self, promise: Promise) -> None:
-        await self._write("promise", self._store.promise(promise))
+        await self._write("promise", self._store.promise(promise), told=True)
 
     async def keep_lease(self) -> LeaseProof:
         return await self._timed("keep_lease", self._store.keep_lease())
@@ -141,7 +163,7 @@ class SharedStore:
         outcomes: tuple[tuple[str, str], ...] = (),
     ) -> None:
         written = self._store.put_view(view, read_at=read_at, leader=leader, events=events, outcomes=outcomes)
-        await self._write("put_view", written)
+        await self._write("put_view", written, told=True)
 
     async def campaign(self) -> Leadership | None:
         return await self._write("campaign", self._store.campaign())

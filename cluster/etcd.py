@@ -45,6 +45,7 @@ with suppress(ImportError):
 from cluster.endpoints import Endpoint, EtcdOptions
 from cluster.errors import FlypgError, OutcomeUnknown, SettingsError, StoreUnavailable
 from cluster.etcd_values import (
+    Changes,
     Comparison,
     Created,
     Delete,
@@ -87,6 +88,7 @@ METHODS = {
     "Status": ("Maintenance", etcdrpc.StatusRequest, etcdrpc.StatusResponse),
 }
 WATCH_PATH = "/etcdserverpb.Watch/Watch"
+DELETED = 1  # mvccpb.Event.EventType
 SHORTEST_PATIENCE_S = 0.3
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # between two attempts to watch
 
@@ -298,22 +300,22 @@ class Etcd:
 
     # Watches
 
-    async def watch(self, start: str, end: str, wake: Callable[[], object]) -> Never:
-        """Call `wake` whenever a key from `start` up to before `end` may have changed. Runs until it is cancelled.
+    async def watch(self, start: str, end: str, tell: Callable[[Changes | None], object]) -> Never:
+        """Call `tell` with every change of a key from `start` up to before `end`. Runs until it is cancelled.
 
-        Also when the watch breaks and when it begins anew, since changes are missed meanwhile. Late and doubled calls
-        are possible.
+        It is called with None when the watch begins, breaks and begins anew, since changes are missed meanwhile. Late
+        and doubled calls are possible.
         """
         pause_s = PAUSE_MIN_S
         while True:
             index = self._current
             try:
-                async with self._stream(index, start, end, wake) as (began, ended):
+                async with self._stream(index, start, end, tell) as (began, ended):
                     await asyncio.wait((began, ended), timeout=self._options.attempt_s, return_when=FIRST_COMPLETED)
                     if began.done():
                         pause_s = PAUSE_MIN_S
                         await ended
-                        wake()
+                        tell(None)
             except grpc.RpcError:
                 pass  # could not log in
             if index == self._current:  # it broke by itself, nobody moved us
@@ -323,7 +325,7 @@ class Etcd:
 
     @asynccontextmanager
     async def _stream(
-        self, index: int, start: str, end: str, wake: Callable[[], object]
+        self, index: int, start: str, end: str, tell: Callable[[Changes | None], object]
     ) -> AsyncIterator[tuple[asyncio.Future[None], asyncio.Future[None]]]:
         """One watch at one endpoint: futures that complete when it has begun and when it has ended."""
         loop = asyncio.get_running_loop()
@@ -337,7 +339,7 @@ class Etcd:
                 _settle(ended)
                 return
             _settle(began)
-            wake()
+            tell(None if response.created else _changes(response))
 
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         create = etcdrpc.WatchCreateRequest(key=start.encode(), range_end=end.encode())
@@ -472,10 +474,26 @@ def _comparison(comparison: Comparison) -> Any:
             return etcdrpc.Compare(key=key, result=0, target=etcdrpc.Compare.CREATE, create_revision=revision)
 
 
+def _key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key.decode(), kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+
 def _found(response: Any, revision: int) -> Found:
-    return Found(
-        revision,
-        tuple(
-            KeyValue(kv.key.decode(), kv.value, kv.create_revision, kv.mod_revision, kv.lease) for kv in response.kvs
-        ),
-    )
+    return Found(revision, tuple(_key_value(kv) for kv in response.kvs))
+
+
+def _changes(response: Any) -> Changes:
+    """What an answer of a watch tells; of a key that was written twice the last counts."""
+    put: dict[str, KeyValue] = {}
+    gone: dict[str, int] = {}
+    revision = 0
+    for event in response.events:
+        item = _key_value(event.kv)
+        revision = max(revision, item.modified)
+        put.pop(item.key, None)
+        gone.pop(item.key, None)
+        if event.type == DELETED:
+            gone[item.key] = item.modified
+        else:
+            put[item.key] = item
+    return Changes(revision, tuple(put.values()), tuple(gone.items()))

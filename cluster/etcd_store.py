@@ -17,10 +17,11 @@ from typing import Never, TypeVar
 
 from cluster import codec
 from cluster.clock import Clock
-from cluster.errors import OutcomeUnknown, StoreConflict
+from cluster.errors import OutcomeUnknown, StoreConflict, StoredFormatError
 from cluster.etcd import Etcd
-from cluster.etcd_values import Comparison, Created, Delete, Get, KeyValue, LeaseGone, Modified, Operation, Put
+from cluster.etcd_values import Changes, Comparison, Created, Delete, Get, LeaseGone, Modified, Operation, Put
 from cluster.keys import Keys
+from cluster.mirror import Mirror
 from cluster.model import (
     Event,
     Leadership,
@@ -62,14 +63,13 @@ class EtcdStore:
         self._clock = clock
         self._ttl_s = ttl_s
         self._sentinel_ttl_s = sentinel_ttl_s
-        self._decoded: dict[str, tuple[bytes, object]] = {}  # by key: what is unchanged is not read twice
+        self._mirror = Mirror(self._keys)
         self._seen = 0  # the newest revision of etcd we know of
         self._reporting = asyncio.Lock()  # at most one of us puts the report
         self._lease = 0  # 0: none
         self._attached = False  # is our report known to be under our lease?
         self._last_report: NodeReport | None = None
         self._promised: tuple[int, Promise | None] = (0, None)  # our promise in etcd and its revision, as last seen
-        self._requests: dict[str, tuple[Request, int]] = {}  # as last read, with their revisions
         self._sentinel_lease = 0
         self._first_campaign = True
         self._untrimmed = TRIM_EVERY  # events written since the history was last looked at
@@ -78,48 +78,48 @@ class EtcdStore:
 
     async def read(self) -> Snapshot:
         """Everything but the history, in one range read, so at one revision, and never stale."""
+        watched = self._mirror.watched
         found = await self._etcd.find(Get(self._keys.state, self._keys.end))
         self._seen = max(self._seen, found.revision)
-        items = {item.key: item for item in found.items}
-        view, spec, leader = items.get(self._keys.view), items.get(self._keys.spec), items.get(self._keys.leader)
-        reports: dict[NodeId, NodeReport] = {}
-        promises: dict[NodeId, Promise] = {}
-        requests: list[tuple[Request, int]] = []
-        for key, item in items.items():
-            if key.startswith(self._keys.state) and key.endswith("/report"):
-                report = self._decode(NodeReport, item)
-                reports[report.node] = report
-            elif key.startswith(self._keys.state) and key.endswith("/promise"):
-                promise = self._decode(Promise, item)
-                promises[promise.node] = promise
-            elif key.startswith(self._keys.requests):
-                requests.append((self._request(item), item.modified))
-        self._decoded = {key: kept for key, kept in self._decoded.items() if key in items}
-        self._requests = {request.id: (request, revision) for request, revision in requests}
-        own = items.get(self._keys.promise(self._me))
-        self._promised = (own.modified, promises[self._me]) if own else (0, None)
-        return Snapshot(
-            revision=found.revision,
-            view=self._decode(View, view) if view else None,
-            view_revision=view.modified if view else 0,
-            spec=self._decode(Spec, spec) if spec else Spec(),
-            spec_revision=spec.modified if spec else 0,
-            reports=reports,
-            promises=promises,
-            requests=tuple(sorted((r for r, _ in requests), key=lambda r: (r.created_revision, r.id))),
-            leader=Leadership(leader.value.decode(), leader.created) if leader else None,
-        )
+        self._mirror.take(found, watched)
+        return self._mirrored()
+
+    def _mirrored(self) -> Snapshot:
+        snap = self._mirror.snapshot()
+        self._promised = self._mirror.promise(self._me)
+        return snap
+
+    @property
+    def behind(self) -> bool:
+        """Has something been written from here that the last snapshot does not have yet?"""
+        return self._seen > self._mirror.revision
+
+    async def follow(self, tell: Callable[[Snapshot | None], object]) -> Never:
+        """Call `tell` in the event loop with what etcd holds after each change of anything but the history; with None
+        when something may have changed and only a read can know. Runs until cancelled."""
+
+        def told(changes: Changes | None) -> None:
+            snap = None
+            if changes is None:
+                self._mirror.lost()
+            elif self._mirror.follow(changes):
+                self._seen = max(self._seen, changes.revision)
+                with suppress(StoredFormatError):  # the read says it to somebody
+                    snap = self._mirrored()
+            tell(snap)
+
+        await self._etcd.watch(self._keys.state, self._keys.end, told)
 
     async def watch(self, wake: Callable[[], object]) -> Never:
         """Call `wake` in the event loop whenever anything but the history may have changed. Runs until cancelled."""
-        await self._etcd.watch(self._keys.state, self._keys.end, wake)
+        await self._etcd.watch(self._keys.state, self._keys.end, lambda _: wake())
 
     async def close_request(self, request: str, outcome: str) -> None:
         for _ in range(TRIES):
             item = await self._etcd.get(self._keys.request(request))
             if item is None:
                 return
-            body = self._request(item)
+            body = self._mirror.request(item)
             if body.outcome:
                 return
             put = Put(item.key, codec.encode(_answered(body, outcome)))
@@ -186,7 +186,7 @@ class EtcdStore:
                     self._promised = (done.revision, promise)
                     return
                 item = done.found[0].first
-            self._promised = (item.modified, self._decode(Promise, item)) if item else (0, None)
+            self._promised = (item.modified, self._mirror.decode(Promise, item)) if item else (0, None)
         raise StoreConflict(f"{key} was changed again and again while it was written")
 
     async def withdraw(self) -> None:
@@ -235,7 +235,7 @@ class EtcdStore:
         compare: list[Comparison] = [Modified(key, read_at), Created(self._keys.leader, leader.created_revision)]
         write: list[Operation] = [Put(key, codec.encode(view)), *self._history(events)]
         for request, outcome in outcomes:
-            body, revision = self._requests.get(request) or await self._reread(request)
+            body, revision = self._mirror.requests.get(request) or await self._reread(request)
             if body is not None and not body.outcome:
                 compare.append(Modified(self._keys.request(request), revision))
                 write.append(Put(self._keys.request(request), codec.encode(_answered(body, outcome))))
@@ -295,7 +295,7 @@ class EtcdStore:
 
     async def _reread(self, request: str) -> tuple[Request | None, int]:
         item = await self._etcd.get(self._keys.request(request))
-        return (self._request(item), item.modified) if item else (None, 0)
+        return (self._mirror.request(item), item.modified) if item else (None, 0)
 
     async def _trimming(self, written: int, kept: set[str]) -> list[Operation]:
         """What to delete so that the history and the answered requests stay bounded. Looks only now and then."""
@@ -309,7 +309,7 @@ class EtcdStore:
         old: list[Operation] = []
         if len(newest.items) == HISTORY:
             old.append(Delete(self._keys.events, newest.items[-1].key))
-        answered = sorted((at, r.id) for r, at in self._requests.values() if r.outcome)
+        answered = sorted((at, r.id) for r, at in self._mirror.requests.values() if r.outcome)
         keys = [self._keys.request(request) for _, request in answered[:-ANSWERED][:TRIM_EVERY]]
         return old + [Delete(key) for key in keys if key not in kept]
 
@@ -352,20 +352,6 @@ class EtcdStore:
             Put(self._keys.event(self._seen, number, self._me), codec.encode(event))
             for number, event in enumerate(events)
         ]
-
-    # Reading
-
-    def _decode(self, kind: type[T], item: KeyValue) -> T:
-        """The value of a key. Raises StoredFormatError."""
-        kept = self._decoded.get(item.key)
-        if kept is not None and kept[0] == item.value and isinstance(kept[1], kind):
-            return kept[1]
-        value = codec.decode(kind, item.value, item.key)
-        self._decoded[item.key] = (item.value, value)
-        return value
-
-    def _request(self, item: KeyValue) -> Request:
-        return replace(self._decode(Request, item), created_revision=item.created)
 
 
 def _answered(request: Request, outcome: str) -> Request:

@@ -79,6 +79,15 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What a watch has told: keys as they are now, and keys that are gone. Whole revisions, up to `revision`."""
+
+    revision: int
+    items: tuple[KeyValue, ...]
+    gone: tuple[tuple[str, int], ...] = ()  # key, and the revision that deleted it
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The answer to a transaction: were all comparisons true, and what the Gets of the branch taken found, in order."""
 

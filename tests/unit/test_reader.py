@@ -20,6 +20,8 @@ from tests.unit.stories import primary, snap
 class Silent:
     """A store that answers only when it is told to, and counts how often it was asked."""
 
+    behind = False
+
     def __init__(self) -> None:
         self.asked = 0
         self.answers = False
@@ -57,13 +59,15 @@ async def test_an_unchanged_etcd_is_read_once() -> None:
     for _ in range(3):
         await shared.read()
     assert store.asked == 1
-    shared.changed()
+    shared.told(None)
     await shared.read()
     assert store.asked == 2
 
 
 class Slow:
     """A store whose answer is on its way until it is let go."""
+
+    behind = False
 
     def __init__(self) -> None:
         self.asked = 0
@@ -82,7 +86,7 @@ async def test_whoever_comes_while_a_read_is_under_way_gets_its_answer_not_the_o
     store = Slow()
     shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: None)
     assert (await shared.read()).revision == 1
-    shared.changed()
+    shared.told(None)
     router = asyncio.create_task(shared.read())
     await asyncio.sleep(0)
     keeper = asyncio.create_task(shared.read())
