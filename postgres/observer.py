@@ -159,8 +159,10 @@ class Observer:
         )
         memory.replayed = replayed
         if outdated:
-            memory.replay_timeline = (await identify(self._parts)).timeline
-            memory.identified_at = now
+            timeline = (await identify(self._parts)).timeline
+            if not (await self._parts.session.ask(queries.in_recovery, ANSWER_S)):
+                return None, None  # promoted between the two questions: that is the timeline of the primary it is now
+            memory.replay_timeline, memory.identified_at = timeline, now
         return furthest(Position(memory.replay_timeline, replayed), received, received_timeline), replayed
 
     def _walsenders(self, look: queries.Look) -> tuple[Walsender, ...]:

@@ -92,6 +92,14 @@ async def loaded(connection: Connection) -> Loaded:
     return Loaded(*await _one(connection, LOADED))
 
 
+IN_RECOVERY = "SELECT pg_is_in_recovery()"
+
+
+async def in_recovery(connection: Connection) -> bool:
+    cursor = await connection.execute(IN_RECOVERY)
+    return await cursor.fetchone() == (True,)
+
+
 STANDBY = """SELECT pg_is_in_recovery(), pg_last_wal_receive_lsn()::text, pg_last_wal_replay_lsn()::text,
   (SELECT received_tli FROM pg_stat_wal_receiver), (SELECT count(*) FROM pg_stat_wal_receiver),
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')"""

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+import postgres.observer
 from cluster.errors import InstanceError
 from cluster.model import NodeId, Position, Rule, lone_rule
 from postgres.config import NOBODY_NAMES
 from postgres.instance import Data, Run
+from postgres.parts import Parts
 from postgres.process import processes_of
 from tests.support.postgres import Node, Servers, binaries_missing, eventually, servers, up
 
@@ -188,6 +190,32 @@ def test_promotion_takes_the_allocated_timeline_and_a_crashed_primary_is_rewound
         assert state.in_recovery and state.data_generation == 1
         await eventually(lambda: has_row(n1, 3), "the new row never came")
         assert n1.sql("SELECT n FROM t ORDER BY n") == [(1,), (3,)]
+
+    run(story)
+
+
+def test_a_standby_that_is_promoted_while_it_is_looked_at_is_never_on_its_new_timeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was taken for one that had been promoted before and come back as a standby, and was stopped: a fresh primary
+    died by its own agent's hand."""
+
+    async def story(made: Servers) -> None:
+        n1 = await made.primary()
+        n2 = await made.standby(n1)
+        await n2.instance.detach()
+        original = postgres.observer.identify
+
+        async def promoted_first(parts: Parts) -> Position:
+            n2.sql("SELECT pg_promote()")
+            return await original(parts)
+
+        monkeypatch.setattr(postgres.observer, "REIDENTIFY_S", 0.0)
+        monkeypatch.setattr(postgres.observer, "identify", promoted_first)
+        state = await n2.instance.observe()
+        monkeypatch.undo()
+        assert not (state.in_recovery and state.position and state.position.timeline > 1), state
+        assert (await n2.until(lambda s: s.in_recovery is False)).position is not None
 
     run(story)
 
