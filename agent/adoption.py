@@ -15,7 +15,7 @@ from cluster.codec import decode, encode
 from cluster.errors import FlypgError, InstanceError, StoreConflict
 from cluster.model import Disk, Member, Phase
 from postgres import adoption
-from postgres.adoption import HBA, Found
+from postgres.adoption import Found
 from postgres.config import InstanceConfig
 from postgres.files import write_atomically
 
@@ -28,6 +28,8 @@ def take_over(config: InstanceConfig, log: logging.Logger) -> Found | None:
     if found is not None:
         adoption.take_over(config, found)
         log.info("taking over a data directory", extra={"pgdata": str(config.pgdata), "kind": found.kind})
+        for line in found.left_out:
+            log.warning("not carried over from pg_hba.conf", extra={"line": line})
     return found
 
 
@@ -80,7 +82,9 @@ async def seed_settings(store: SharedStore, found: Found | None, log: logging.Lo
             founded = snap.view is not None and snap.view.phase is not Phase.FOUNDING
             if founded or snap.spec.parameters or snap.spec.hba:
                 return
-            await store.put_spec(replace(snap.spec, parameters=found.parameters, hba=HBA), read_at=snap.spec_revision)
+            await store.put_spec(
+                replace(snap.spec, parameters=found.parameters, hba=found.hba), read_at=snap.spec_revision
+            )
             log.info("settings taken over", extra={"names": [name for name, _ in found.parameters]})
             return
         except StoreConflict:

@@ -5,7 +5,8 @@ Two kinds are known: a plain PostgreSQL directory, and the volume of stolon, whi
 
 1. `inspect` only looks: is it complete, of our version, shut down or crashed, and does nobody run it?
 2. `take_over` makes it ours where it lies: owner, postgresql.auto.conf, and a note in conf/ with what its own
-   postgresql.conf asked for. The note is removed when 3 is done, so all of this may be cut off and is simply repeated.
+   postgresql.conf and pg_hba.conf asked for. The note is removed when 3 is done, so all of this may be cut off and is
+   simply repeated.
 3. `prepare`, only on the node that founds the cluster and before its first start: in single-user mode, so nobody can
    connect and the bootstrap superuser's name does not matter, the user flypg works as is made and stolon's slots go.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import CommandFailed, InstanceError
-from postgres import command
+from postgres import access, command
 from postgres.config import OWNED, PARAMETER, SUPERUSER, InstanceConfig
 from postgres.files import read_or_empty, remove, write_atomically
 from postgres.parts import Parts
@@ -50,8 +51,6 @@ OF_THE_MACHINE = frozenset(
         "external_pid_file",
     }
 )
-# Clusters that were made before SCRAM keep passwords that only this rule accepts; those of SCRAM it accepts as SCRAM.
-HBA = ("host all all 0.0.0.0/0 md5", "host all all ::/0 md5")
 SQL = (
     f"CREATE ROLE {SUPERUSER} SUPERUSER LOGIN REPLICATION;",  # an error when it exists, and the next line mends it
     f"ALTER ROLE {SUPERUSER} SUPERUSER LOGIN REPLICATION;",
@@ -66,6 +65,8 @@ class Found:
 
     kind: str  # "stolon" or "plain"
     parameters: tuple[tuple[str, str], ...]  # from its postgresql.conf, see `wishes`
+    hba: tuple[str, ...] = access.EVERYBODY  # from its pg_hba.conf, see postgres/access.py
+    left_out: tuple[str, ...] = ()  # lines of that which are not carried over, with the reason
 
 
 def pending(config: InstanceConfig) -> bool:
@@ -79,7 +80,8 @@ def noted(config: InstanceConfig) -> Found | None:
         plain = json.loads((config.conf / NOTE).read_text())
     except FileNotFoundError:
         return None
-    return Found(plain["kind"], tuple((name, value) for name, value in plain["parameters"]))
+    parameters = tuple((name, value) for name, value in plain["parameters"])
+    return Found(plain["kind"], parameters, tuple(plain.get("hba", access.EVERYBODY)))
 
 
 def inspect(config: InstanceConfig) -> Found | None:
@@ -115,9 +117,10 @@ def inspect(config: InstanceConfig) -> Found | None:
             f"{pgdata} belongs to uid {owner}, and only root can change that: start the agent as root once"
         )
     text = read_or_empty(pgdata / "postgresql.conf")
-    return Found(
-        kind, wishes(text if kind == "stolon" else f"{text}\n{read_or_empty(pgdata / 'postgresql.auto.conf')}")
-    )
+    if kind == "plain":
+        text += f"\n{read_or_empty(pgdata / 'postgresql.auto.conf')}"
+    clients = access.access(read_or_empty(pgdata / "pg_hba.conf"))
+    return Found(kind, wishes(text), clients.lines, clients.left_out)
 
 
 def _unfinished(dbstate: Path) -> bool:
@@ -167,9 +170,9 @@ def take_over(config: InstanceConfig, found: Found) -> None:
         raise InstanceError(f"{error.filename} cannot be taken over: {error.strerror}") from error
     settings = config.conf / "settings.json"
     if not settings.exists():
-        stored = {"parameters": found.parameters, "hba": HBA, "generation": 0}
+        stored = {"parameters": found.parameters, "hba": found.hba, "generation": 0}
         write_atomically(settings, json.dumps(stored), owner=owner, durable=False)
-    note = json.dumps({"kind": found.kind, "parameters": found.parameters})
+    note = json.dumps({"kind": found.kind, "parameters": found.parameters, "hba": found.hba})
     write_atomically(config.conf / NOTE, note, owner=owner, durable=True)
 
 

@@ -24,6 +24,13 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason="PostgreSQL 15 (Debian) is not installed"),
 ]
+STOLON_HBA = """local postgres flypgadmin md5
+host replication repluser 0.0.0.0/0 md5
+host all nobody all reject   # an operator's, the others are stolon's
+host all all 10.0.0.0/8 trust
+host all all 0.0.0.0/0 md5
+host all all ::0/0 md5
+"""
 STRANGER = 4711  # a uid that no user here has, as stolon's in another image
 
 
@@ -66,6 +73,7 @@ def as_stolon_left_it(server: PgServer) -> None:
     auto = server.data / "postgresql.auto.conf"
     auto.unlink()
     auto.symlink_to("/dev/null")
+    (server.data / "pg_hba.conf").write_text(STOLON_HBA)
     (server.root / "keeperstate").write_text('{"UID":"6b01e7a2","ClusterUID":"1b2c3d4e"}')
     (server.root / "dbstate").write_text(json.dumps({"UID": "5f3a2b1c", "Initializing": False}))
     if os.geteuid() == 0:
@@ -99,6 +107,8 @@ def test_a_cluster_begins_with_the_data_it_is_given(volume: PgServer, kind: str)
             connection.execute("INSERT INTO kept VALUES (1001)")
         spec = bed.flypg("spec", "show").stdout
         assert "log_min_duration_statement" in spec and "primary_conninfo" not in spec
+        if kind == "stolon":
+            assert "host all nobody all reject" in spec and "trust" not in spec and "repluser" not in spec
         old = psycopg.conninfo.make_conninfo(node.through_proxy, user="veteran", password="of old")
         with psycopg.connect(old) as connection:
             assert connection.execute("SELECT max(id) FROM kept").fetchone() == (1001,), "old passwords are good"
