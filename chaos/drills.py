@@ -182,7 +182,7 @@ DRILLS = {
             15.0,
             paths=("steady",),
         ),
-        Drill("conflict", "standbys wait for long readers; the primary's node is killed", conflict, "primary", 2.0),
+        Drill("conflict", "standbys wait for long readers; the primary's node is killed", conflict, "primary", 6.0),
         Drill(
             "lose-data",
             "the primary's node is killed and its data directory is gone",
