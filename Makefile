@@ -7,10 +7,10 @@ RUNS ?= $(or $(BENCH_RUNS),5)
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up status drill down test check unit simulation integration e2e bench soak lint format lock image wheel wheels clean
+.PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers soak lint format lock image wheel wheels clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/.ready: requirements.lock scripts/bootstrap
 	@scripts/bootstrap
@@ -60,6 +60,13 @@ soak: .venv/.ready-dev  ## simulate SEEDS=… runs
 bench: .venv/.ready-dev  ## measure every fault RUNS=… times, and checks and scrapes
 	@$(FLYPG) drill bench --runs $(RUNS)
 	@$(PYTHON) -m benchmarks.http
+
+PROFILES ?= quorum async
+PEERS = --runs $(or $(BENCH_RUNS),1) --profiles $(PROFILES) $(if $(ONLY),--only $(ONLY))
+
+bench-peers: .venv/.ready-dev  ## flypg beside Patroni, each fault BENCH_RUNS=1 times; fills docs/comparison.md (needs root; ONLY=…, PROFILES=…)
+	@mkdir -p build
+	@PATRONI=$$(scripts/peers) $(PYTHON) -m benchmarks.peers $(PEERS) --output build/peers.json --page docs/comparison.md
 
 lock: .venv/.ready-dev  ## pin the newest versions that pyproject.toml allows
 	@scripts/lock
