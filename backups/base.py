@@ -22,7 +22,7 @@ log = logging.getLogger("flypg.backups")
 class SnapshotOptions:
     part_bytes: int = 8 << 20
     uploaders: int = 2
-    max_rate_kib: int = 0  # KiB per second, 0 means no limit
+    max_rate_kib: int = 0  # KiB per second of plain data, 0 means no limit
     fast_checkpoint: bool = True
 
 
@@ -44,7 +44,7 @@ class _Sink:
         self._writer = writer
         self.begun: BackupBegun | None = None
         self.archives: list[tuple[str, str]] = []
-        self.raw: dict[str, int] = {}
+        self.raw: dict[str, int] = {}  # bytes of the plain tars
         self.manifest_pieces: list[bytes] = []
         self._current: str | None = None
 
@@ -55,17 +55,24 @@ class _Sink:
         self._current = name
         self.archives.append((name, location))
         self.raw[name] = 0
-        self._writer.begin(name, lambda number: layout.part_key(self._snapshot, name, number))
+        packed = self.begun is not None and self.begun.compressed
+        self._writer.begin(name, lambda number: layout.part_key(self._snapshot, name, number), packed=packed)
 
     def manifest(self) -> None:
         self._current = None
 
-    def data(self, chunk: bytes) -> None:
+    def data(self, chunk: bytes | memoryview) -> None:
         if self._current is None:
-            self.manifest_pieces.append(chunk)
-        else:
+            self.manifest_pieces.append(bytes(chunk))
+            return
+        if self.begun is not None and not self.begun.compressed:
             self.raw[self._current] += len(chunk)
-            self._writer.write(chunk)
+        self._writer.write(chunk)
+
+    def told(self, plain_bytes: int) -> None:
+        if self._current is not None and self.begun is not None and self.begun.compressed:
+            before = sum(size for name, size in self.raw.items() if name != self._current)
+            self.raw[self._current] = plain_bytes - before
 
 
 def take_snapshot(
@@ -95,13 +102,21 @@ def take_snapshot(
     writer = PartWriter(codec, path.put_part, part_bytes=options.part_bytes, uploaders=options.uploaders)
     sink = _Sink(path, snapshot, writer)
 
-    def tell(received: int) -> None:
+    def tell(plain: int) -> None:
         if progress is not None and sink.begun is not None:
-            progress(Progress(received, sink.begun.estimated_bytes, writer.stored_bytes))
+            progress(Progress(plain, sink.begun.estimated_bytes, writer.stored_bytes))
 
     try:
         begun, ended = stream_base_backup(
-            conninfo, snapshot, sink, max_rate_kib=options.max_rate_kib, fast=options.fast_checkpoint, progress=tell
+            conninfo,
+            snapshot,
+            sink,
+            max_rate_kib=options.max_rate_kib,
+            fast=options.fast_checkpoint,
+            zstd_level=0
+            if options.max_rate_kib
+            else codec.level,  # a limit is meant for what is read, not for what is sent
+            progress=tell,
         )
         parts = writer.finish()
     finally:

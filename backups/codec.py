@@ -1,9 +1,10 @@
 """How bytes are compressed, sealed and checked before they enter a repository.
 
-Every object is one zstd frame with a checksum, readable by `zstd -dc`. With a key it is sealed around that: a header,
-then chunks of AES-256-GCM in the STREAM construction. Each object has a key of its own (HKDF of the repository's key
-and a random salt), the nonce counts chunks and marks the last, and the object's name is authenticated with the header:
-bytes that were cut short, reordered, or moved to another name do not open.
+Every object is one zstd frame with a checksum, readable by `zstd -dc`; the parts of a snapshot are that when they are
+put together. With a key an object is sealed around that: a header, then chunks of AES-256-GCM in the STREAM
+construction. Each object has a key of its own (HKDF of the repository's key and a random salt), the nonce counts chunks
+and marks the last, and the object's name is authenticated with the header: bytes that were cut short, reordered, or
+moved to another name do not open.
 
     "FPE1" | key id, 8 bytes | salt, 32 bytes | chunk, chunk, …       chunk: 1 MiB of plain text + 16 bytes of tag
     nonce: 11 bytes counter, big-endian | 1 byte: 1 for the last chunk, else 0

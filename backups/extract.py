@@ -19,40 +19,54 @@ AHEAD = 2  # parts fetched while one is unpacked
 PIECE_BYTES = 1 << 20
 
 
-class _Frames(io.RawIOBase):
-    """The plain bytes of a sequence of zstd frames, as a file to read."""
+class _Joined(io.RawIOBase):
+    """Parts one after the other, as a file to read."""
 
-    def __init__(self, frames: Iterator[bytes], read: Callable[[int], None]) -> None:
-        self._frames = frames
-        self._told = read
-        self._reader: io.RawIOBase | None = None
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        while not self._rest:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._rest = memoryview(part)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class _Plain(io.RawIOBase):
+    """The plain bytes of a zstd stream, as a file to read. Memory is bounded: so much is unpacked as is asked for."""
+
+    def __init__(self, packed: io.RawIOBase, read: Callable[[int], None]) -> None:
         import zstandard
 
-        while True:
-            if self._reader is None:
-                frame = next(self._frames, None)
-                if frame is None:
-                    return 0
-                self._reader = zstandard.ZstdDecompressor().stream_reader(frame, read_across_frames=True)  # type: ignore[assignment]
-            assert self._reader is not None
-            try:
-                got = self._reader.read(min(len(buffer), PIECE_BYTES))
-            except zstandard.ZstdError as error:
-                raise ObjectDamaged(f"a part does not unpack: {error}") from None
-            if got:
-                buffer[: len(got)] = got
-                self._told(len(got))
-                return len(got)
-            self._reader = None
+        self._error = zstandard.ZstdError
+        self._reader = zstandard.ZstdDecompressor().stream_reader(
+            cast(IO[bytes], packed), read_size=PIECE_BYTES, read_across_frames=True
+        )
+        self._told = read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        try:
+            got = self._reader.readinto(buffer)
+        except self._error as error:
+            raise ObjectDamaged(f"a part does not unpack: {error}") from None
+        self._told(got)
+        return got
 
 
 def _fetched(path: Path, parts: tuple[Part, ...], pool: ThreadPoolExecutor) -> Iterator[bytes]:
-    """The frames of `parts` in order, the next ones on their way meanwhile."""
+    """The content of `parts` in order, the next ones on their way meanwhile."""
     waiting: list[Future[bytes]] = []
     rest = list(reversed(parts))
     while rest or waiting:
@@ -87,8 +101,8 @@ def unpack(
     for archive in sorted(record.archives, key=lambda a: a.name == "base.tar"):
         target = directory if archive.name == "base.tar" else _tablespace(directory, archive, owner)
         with ThreadPoolExecutor(AHEAD + 1, thread_name_prefix="fetch") as pool:
-            source = io.BufferedReader(_Frames(_fetched(path, archive.parts, pool), tell), PIECE_BYTES)
-            _untar(cast(IO[bytes], source), target, owner, archive.name)
+            plain = _Plain(_Joined(_fetched(path, archive.parts, pool)), tell)
+            _untar(cast(IO[bytes], io.BufferedReader(plain, PIECE_BYTES)), target, owner, archive.name)
     for archive in record.archives:
         if archive.name != "base.tar":
             oid = archive.name.removesuffix(".tar")
@@ -139,6 +153,7 @@ def _untar(source: IO[bytes], target: FilePath, owner: Account | None, name: str
 
     try:
         with tarfile.open(fileobj=source, mode="r|", bufsize=PIECE_BYTES) as tar:
+            tar.copybufsize = PIECE_BYTES  # type: ignore[attr-defined]  # 16 KiB otherwise
             tar.extractall(target, filter=ours, numeric_owner=True)
     except tarfile.TarError as error:
         raise ObjectDamaged(f"{name} is no tar archive: {error}") from None

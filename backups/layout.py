@@ -5,7 +5,7 @@
     <prefix>/<cluster>/<system id>-<incarnation>/         one *path*: one history of one cluster
         catalog/<id>.json                               COMMIT MARKER: a snapshot exists when, and only when, this does
         verified/<id>.json                               result of the last restore test
-        snapshots/<id>/base.tar.zst.000000[.enc] …       PostgreSQL's tar in parts; each part is a zstd frame of its own
+        snapshots/<id>/base.tar.zst.000000[.enc] …       PostgreSQL's tar as zstd, cut into parts
         snapshots/<id>/<oid>.tar.zst.000000[.enc] …      one tar more for each tablespace
         snapshots/<id>/backup_manifest.zst[.enc]         PostgreSQL's own manifest, unchanged
         wal/<timeline>/<file>.zst[.enc]                  segments, history files, …; timeline: 8 digits of the name

@@ -2,6 +2,9 @@
 
 Memory: (uploaders + 2) parts of `part_bytes` and a few MiB on the way to the compressor. zstd, SHA-256 and the network
 let other threads run meanwhile. The first error anywhere ends the stream: the next `write` raises it.
+
+The parts of an archive, put together, are a zstd stream. One that we compress ourselves has a frame for each part; one
+that comes compressed is cut wherever a part is full.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from backups.catalog import Part
 from backups.codec import Codec
 
 BATCH_BYTES = 1 << 20
-RAW_LIMIT = 8  # a part never holds more than this many times `part_bytes` of plain data: a restore needs that memory
+RAW_LIMIT = 8  # a part of ours never holds more than this many times `part_bytes` of plain data
 
 
 class PartWriter:
@@ -27,7 +30,7 @@ class PartWriter:
         self._codec = codec
         self._put = put
         self._part_bytes = part_bytes
-        self._batch: list[bytes] = []
+        self._batch: list[bytes | memoryview] = []
         self._batched = 0
         self._raw: queue.Queue[Any] = queue.Queue(maxsize=4)
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
@@ -42,13 +45,13 @@ class PartWriter:
             thread.daemon = True
             thread.start()
 
-    def begin(self, archive: str, key_of: Callable[[int], str]) -> None:
-        """What is written from now on belongs to `archive`; part n gets the key `key_of(n)`."""
+    def begin(self, archive: str, key_of: Callable[[int], str], *, packed: bool = False) -> None:
+        """What is written from now on belongs to `archive`; part n gets the key `key_of(n)`. `packed`: it is zstd."""
         self._flush()
         self._parts[archive] = {}
-        self._send(self._raw, ("begin", archive, key_of))
+        self._send(self._raw, (archive, key_of, packed))
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Raises what an earlier part failed with."""
         self._batch.append(data)
         self._batched += len(data)
@@ -112,7 +115,7 @@ class PartWriter:
         self._guarded(self._compress_all)
 
     def _compress_all(self) -> None:
-        archive, number = "", 0
+        archive, number, packed = "", 0, False
         key_of: Callable[[int], str] | None = None
         frame: Any = None
         pieces: list[bytes] = []
@@ -120,8 +123,9 @@ class PartWriter:
 
         def end_part() -> None:
             nonlocal frame, pieces, raw, stored, number
-            if frame is not None and key_of is not None:
+            if frame is not None:
                 pieces.append(frame.flush())
+            if pieces and key_of is not None:
                 self._send(self._ready, (archive, number, key_of(number), b"".join(pieces)))
                 number += 1
             frame, pieces, raw, stored = None, [], 0, 0
@@ -129,12 +133,12 @@ class PartWriter:
         while (item := self._receive(self._raw)) is not None:
             if isinstance(item, tuple):
                 end_part()
-                _, archive, key_of = item
+                archive, key_of, packed = item
                 number = 0
                 continue
-            if frame is None:
+            if frame is None and not packed:
                 frame = self._codec.stream()
-            piece = frame.compress(item)
+            piece = item if packed else frame.compress(item)
             pieces.append(piece)
             raw += len(item)
             stored += len(piece)

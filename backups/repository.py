@@ -89,7 +89,7 @@ class Path:
     # parts of snapshots
 
     def put_part(self, key: str, frame: bytes) -> Part:
-        """Store one zstd frame. `key` has no suffix of encryption."""
+        """Store a piece of a zstd stream. `key` has no suffix of encryption."""
         key += self._codec.suffix
         return self._put_part(key, self._codec.seal(frame, key))
 
@@ -103,7 +103,7 @@ class Path:
         return Part(key, len(data), sha256(data))
 
     def get_part(self, part: Part) -> bytes:
-        """The zstd frame of a part, checked. Raises ObjectMissing, ObjectDamaged."""
+        """The piece of a zstd stream that a part is, checked. Raises ObjectMissing, ObjectDamaged."""
         data = self._store.get(self._full(part.key))
         if len(data) != part.size or sha256(data) != part.sha256:
             raise ObjectDamaged(
