@@ -13,11 +13,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
 
 @pytest.mark.parametrize("drill", DRILLS.values(), ids=list(DRILLS))
 def test_the_page_about_drills_has_a_row_for(drill: Drill) -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{drill.name}` |")]
-    assert len(rows) == 1, f"docs/drills.md needs a row for {drill.name}"
-    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
-    assert drill.about in cells[1]
-    assert cells[3] == f"{drill.bar_s:g} s"
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{drill.name}` |")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    told = [row for row in rows if len(row) == 5 and drill.about in row[1]]
+    assert len(told) == 1, f"docs/drills.md needs a row for {drill.name}"
+    assert told[0][3] == f"{drill.bar_s:g} s"
 
 
 def test_what_may_never_be_acknowledged_early_is_held_longer_than_a_lease() -> None:
