@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from agent.fence import Fence
 from agent.keeper import Keeper, KeeperConfig
@@ -30,6 +30,9 @@ from postgres.disk import StateFile
 from postgres.server import LocalInstance
 from postgres.watch import PrimaryWatch, Target
 from sentinel.turn import Sentinel
+
+if TYPE_CHECKING:
+    from agent.drills import NodeDrills
 
 ROUTING_TICK_S = 5.0
 
@@ -116,11 +119,20 @@ class Node:
         self.backups = BackupService(parts.backups, parts.facts, notes, lambda: self.store.snapshot)
         self.provider.backups = self.backups.status
         self.provider.pools = self.pooling.stats
+        self.drills = self._drills()
+        self.provider.switched_on = self.drills
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self._routed: object = None
 
     def _revision(self) -> int:
         return self.store.snapshot.revision if self.store.snapshot is not None else 0
+
+    def _drills(self) -> NodeDrills | None:
+        if self.parts.drills is None:
+            return None
+        from agent.drills import NodeDrills  # for those who switch them on
+
+        return NodeDrills(self.parts.drills, self.clock, lambda: self.store.snapshot)
 
     def _changed(self) -> None:
         self.routing_wake.ring()
@@ -169,6 +181,8 @@ class Node:
             self.backups.run(),
             seed_region(self.store, parts.primary_region, self.log),
         ]
+        if self.drills is not None:
+            tasks.append(self.drills.run())
         if parts.sentinel:
             log = logging.getLogger("flypg.sentinel")
             tasks.append(sentinel_loop(self.sentinel, self.sentinel_wake, log))

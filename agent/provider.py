@@ -13,6 +13,7 @@ from cluster.clock import Clock
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, NodeId, Snapshot
 from cluster.store import OperatorStore
+from healthchecks.drills import Drills
 from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolerStats, StoreStats
 from postgres.config import InstanceConfig
 from postgres.connection import Connection, connect_local, connect_remote
@@ -46,6 +47,7 @@ class NodeProvider:
         self._restart_routing = restart_routing
         self._ttl_s = ttl_s
         self.backups: Callable[[], BackupStatus] | None = None  # None until they are wired
+        self.switched_on: Drills | None = None
         self.pools: Callable[[], PoolerStats | None] = lambda: None
 
     @property
@@ -104,6 +106,9 @@ class NodeProvider:
 
     def pool_stats(self) -> PoolerStats | None:
         return self.pools()
+
+    def drills(self) -> Drills | None:
+        return self.switched_on
 
     def store(self) -> OperatorStore:
         return self._store

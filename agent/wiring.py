@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import tls
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
@@ -29,6 +30,9 @@ from healthchecks.settings import configured
 from postgres.command import account
 from postgres.config import InstanceConfig, Passwords
 from postgres.roles import pooler_password
+
+if TYPE_CHECKING:
+    from agent.drills import DrillSetup
 
 ANY = ("0.0.0.0", "::")
 NEAR_S = 0.1  # for a connection to a primary in this region; a client that is held is tried again as often
@@ -58,6 +62,7 @@ class Parts:
     stop_within_s: float
     version: str
     primary_region: str
+    drills: DrillSetup | None  # None: they are switched off
 
 
 def assemble(settings: Settings) -> Parts:
@@ -143,6 +148,7 @@ def assemble(settings: Settings) -> Parts:
         stop_within_s=10.0,
         version=metadata.version("flypg"),
         primary_region=settings.primary_region,
+        drills=_drills(settings, instance, listen) if settings.drills else None,
     )
 
 
@@ -159,6 +165,24 @@ def _pooler(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...
         program=str(settings.pgbouncer),
         tls_certificate=instance.tls.certificate if instance.tls is not None else None,
         tls_key=instance.tls.key if instance.tls is not None else None,
+    )
+
+
+def _drills(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...]) -> DrillSetup:
+    from agent.drills import DrillSetup  # for those who switch them on
+
+    ports = settings.ports
+    return DrillSetup(
+        cluster=settings.cluster,
+        node=settings.node,
+        data_dir=settings.data_dir,
+        pgdata=settings.pgdata,
+        listen=listen,
+        port=settings.drills_port,
+        etcd=tuple((endpoint.host, endpoint.port) for endpoint in settings.etcd.endpoints),
+        client_ports=(ports.proxy, ports.read, ports.pooler),
+        ports=(ports.proxy, ports.postgres, ports.read, ports.pooler, ports.http, ports.metrics),
+        password=instance.passwords.superuser,
     )
 
 

@@ -113,8 +113,8 @@ def pg_amcheck(primary: Node) -> str | None:
 
 def damage(node: Node, program: str, *, install: bool) -> str:
     """What pg_amcheck finds on one node; "" when nothing. The password goes through the environment."""
-    env = {**os.environ, "PGPASSWORD": node.password, "PGSSLMODE": "disable"}
-    command = [program, "-h", node.address, "-p", str(node.ports.postgres), "-U", "postgres", "-d", "postgres"]
+    env = {**os.environ, "PGPASSWORD": node.password, "PGSSLMODE": node.sslmode}
+    command = [program, "-h", node.address, "-p", str(node.ports.postgres), "-U", "postgres", "-d", node.database]
     if install:
         command.append("--install-missing")
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)

@@ -72,11 +72,15 @@ class Node(Place):
     pgdata: Path = Path()
     wal_volume: Path = Path()  # where pg_wal lies when it has a volume of its own
     password: str = ""
+    database: str = "postgres"  # where clients write
+    sslmode: str = "disable"
 
-    def conninfo(self, port: int, *, database: str = "postgres", name: str = "flypg_drill") -> str:
+    def conninfo(self, port: int, *, database: str = "", name: str = "flypg_drill", host: str = "") -> str:
+        """`database` "": where clients write; `host` "": this node's."""
+        password = self.password.replace("\\", r"\\").replace("'", r"\'")
         return (
-            f"host={self.address} port={port} dbname={database} user=postgres password={self.password}"
-            f" application_name={name} sslmode=disable gssencmode=disable"
+            f"host={host or self.address} port={port} dbname={database or self.database} user=postgres"
+            f" password='{password}' application_name={name} sslmode={self.sslmode} gssencmode=disable"
         )
 
     @property

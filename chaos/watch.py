@@ -11,7 +11,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
@@ -34,7 +34,13 @@ class Change:
 class Watcher:
     """The state of one cluster in etcd, and every change since the watcher began."""
 
-    def __init__(self, endpoints: Sequence[str], cluster: str) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], cluster: str, *, env: Mapping[str, str] | None = None, whole: bool = True
+    ) -> None:
+        """`env`: what lets etcdctl in; None: ours. `whole`: from the first revision on, which etcd must still
+        have; else from now on."""
+        self._env = dict(env) if env is not None else None
+        self._whole = whole
         self.keys = Keys(cluster)
         self._endpoints = ",".join(endpoints)
         self._lock = threading.Lock()
@@ -49,12 +55,16 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._closing:
+            if not self._whole and not self._load():
+                time.sleep(0.2)
+                continue
             command = ["etcdctl", f"--endpoints={self._endpoints}", "watch", "--prefix", self.keys.prefix]
             with subprocess.Popen(
                 [*command, f"--rev={self._revision}", "-w", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env=self._env,
                 text=True,
             ) as self._process:
                 if self._closing:
@@ -63,6 +73,30 @@ class Watcher:
                 self._read(self._process.stdout)
             if not self._closing:
                 time.sleep(0.2)
+
+    def _load(self) -> bool:
+        """Read everything as it is now; what is new counts as changed now, but for the history before our time."""
+        command = ["etcdctl", f"--endpoints={self._endpoints}", "get", "--prefix", self.keys.prefix, "-w", "json"]
+        try:
+            done = subprocess.run(
+                command, env=self._env, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL
+            )
+            answer = json.loads(done.stdout)
+        except (subprocess.TimeoutExpired, ValueError):
+            return False
+        now, first = time.monotonic(), self._revision == 1
+        with self._lock:
+            there = set()
+            for entry in answer.get("kvs") or []:
+                key = base64.b64decode(entry["key"]).decode()
+                there.add(key)
+                if not (first and key.startswith(self.keys.events)):
+                    self._apply({"kv": entry}, now)
+            for key in self._state.keys() - there:
+                self._changes.append(Change(now, key, None))
+                del self._state[key]
+            self._revision = int(answer["header"]["revision"]) + 1
+        return True
 
     def _read(self, lines: IO[str]) -> None:
         for line in lines:

@@ -74,6 +74,8 @@ KNOWN = frozenset(
         "FLYPG_NOFAILOVER",
         "FLYPG_NOSYNC",
         "FLYPG_PRIORITY",
+        "FLYPG_DRILLS",
+        "FLYPG_DRILLS_PORT",
         "FLYPG_LOG_FORMAT",
         "FLYPG_LOG_LEVEL",
         "FLYPG_OS_USER",
@@ -121,6 +123,8 @@ class Settings:
     nofailover: bool
     nosync: bool
     priority: int
+    drills: bool  # may `flypg drill --cluster` break this node?
+    drills_port: int  # where a drill renews what it has asked for; 0: any free port
     log_format: str  # "text" or "json"
     log_level: str
     os_user: str  # whom the servers run as; "" means the caller
@@ -179,6 +183,8 @@ def load(environment: Mapping[str, str] | None = None, config: Path | None = Non
         nofailover=read.flag(values, "FLYPG_NOFAILOVER"),
         nosync=read.flag(values, "FLYPG_NOSYNC"),
         priority=read.integer(values, "FLYPG_PRIORITY", 100, at_least=0, at_most=1000),
+        drills=read.flag(values, "FLYPG_DRILLS"),
+        drills_port=read.integer(values, "FLYPG_DRILLS_PORT", 0, at_least=0, at_most=65535),
         log_format=read.choice(values, "FLYPG_LOG_FORMAT", ("text", "json"), "text"),
         log_level=read.choice(values, "FLYPG_LOG_LEVEL", ("debug", "info", "warning", "error"), "info"),
         os_user=_os_user(values),

@@ -10,7 +10,8 @@ ABOUT = """\
 Break a cluster on purpose under a write load, see what clients saw, prove that nothing was lost.
 
 A drill builds a cluster of its own (etcd and all nodes, in a temporary directory), breaks it, mends it and removes it.
-With --local it breaks the cluster that `flypg local up` started."""
+With --local it breaks the cluster that `flypg local up` started; with --cluster any cluster whose agents allow it
+(FLYPG_DRILLS=on), through these agents: what is broken is undone by its node itself when the drill dies."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -25,11 +26,13 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         help="run drills by name",
         description="Run drills. Ends with 0 only when every one passed.",
         epilog="examples:\n  flypg drill run kill-postgres\n  flypg drill run smoke --html drills.html\n"
-        "  flypg drill run all --repeat 5 --json",
+        "  flypg drill run all --repeat 5 --json\n"
+        "  flypg drill run kill-postgres switchover --cluster",
     )
     run.set_defaults(run="flypg.commands.drill:run")
     run.add_argument("names", nargs="+", metavar="NAME", help="drills, or the sets `smoke` and `all`")
     _where(run)
+    _live(run)
     run.add_argument("--repeat", type=positive, default=1, metavar="N", help="run each drill N times (1)")
     _output(run)
 
@@ -67,6 +70,26 @@ def _where(parser: Parser, *, local: bool = True) -> None:
     group.add_argument("--nodes", type=positive, default=3, metavar="N", help="nodes of a testbed (3)")
     group.add_argument("--namespaces", action="store_true", help="each node in a network namespace (needs root)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="where randomness begins (1)")
+
+
+def _live(parser: Parser) -> None:
+    group = parser.add_argument_group("a live cluster")
+    group.add_argument(
+        "--cluster",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="break this cluster, or the one that the usual settings name; give it last",
+    )
+    group.add_argument("--etcd", metavar="HOST:PORT,…", help="etcd endpoints (FLYPG_ETCD_ENDPOINTS)")
+    group.add_argument(
+        "--through",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="where clients connect, instead of port 5432 of each node; may be repeated",
+    )
+    group.add_argument("--yes", action="store_true", help="do not ask whether a cluster that is used may be broken")
 
 
 def _output(parser: Parser) -> None:

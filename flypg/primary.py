@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import values as read
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, Phase, Snapshot
 from cluster.settings import load_values
@@ -44,22 +45,22 @@ def serving(snapshot: Snapshot) -> Member:
     return primary
 
 
-def password_of(args: argparse.Namespace) -> str:
-    """Of flypg's own superuser. Raises BadInput when it cannot be found."""
+def password_of(args: argparse.Namespace, name: str = PASSWORD) -> str:
+    """Of flypg's own superuser, or another of the cluster's. Raises BadInput when it cannot be found."""
     values = load_values(dict(os.environ))
     named = args.etcd or args.cluster or (values.get("FLYPG_ETCD_ENDPOINTS") and not args.dir)
     if not named:
         layout = local.load(local.root_of(args.dir))
         if layout is not None:
-            return local.passwords(layout)[PASSWORD]
-    if values.get(PASSWORD):
-        return values[PASSWORD]
+            return local.passwords(layout)[name]
+    if given := read.secret(values, name):
+        return given
     file = Path(values.get("FLYPG_DATA_DIR", "/data")) / "secrets.json"
     try:
-        return str(json.loads(file.read_text())[PASSWORD])
+        return str(json.loads(file.read_text())[name])
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(
-            f"the cluster's {PASSWORD} is needed for this: run it on a node, or set {PASSWORD} ({file}: {error})"
+            f"the cluster's {name} is needed for this: run it on a node, or set {name} ({file}: {error})"
         ) from None
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from cluster.clock import Clock
 from cluster.model import Member, NodeId, Snapshot
 from cluster.store import OperatorStore
+from healthchecks.drills import Drills
 from postgres.instance import InstanceState
 from postgres.monitor import Connection
 
@@ -58,7 +59,6 @@ class BackupStats:
     archive_lag_bytes: int | None = None  # WAL written and not archived; None: unknown or no archive
     archive_ready_segments: int | None = None
     verified_age_s: float | None = None  # since a restore was last tried and worked
-
     repository: str = ""  # where they are, without secrets
     newest_id: str = ""
     verified_s: float | None = None  # how long that restore took
@@ -73,6 +73,7 @@ class BackupStats:
     gap_age_s: float | None = None  # since WAL was let go that no snapshot makes up for; None: there is no gap
     problems: tuple[str, ...] = ()  # what is wrong with the repository or what is in it, in words
     warnings: tuple[str, ...] = ()  # what is wrong with how it is set up
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
@@ -160,6 +161,10 @@ class Provider(Protocol):
 
     async def connect_primary(self, database: str) -> Connection:
         """A new superuser connection to the cluster's primary, wherever it is. Raises PostgresUnavailable."""
+        ...
+
+    def drills(self) -> Drills | None:
+        """None: they are switched off on this node."""
         ...
 
     async def restart_routing(self) -> None:

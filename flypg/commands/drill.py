@@ -15,6 +15,7 @@ from types import FrameType
 from chaos.checkout import commit
 from chaos.clocks import library
 from chaos.drills import DRILLS, Drill
+from chaos.live import why_not
 from chaos.netns import NetworkError, available
 from chaos.report import as_dict, seconds, to_html, to_json, to_junit
 from chaos.results import Result
@@ -34,9 +35,10 @@ SMOKE = ("kill-postmaster", "kill-postgres", "switchover", "restart-agent", "kil
 
 def listing(args: argparse.Namespace) -> Reply:
     """flypg drill list"""
-    rows = [[d.name, seconds(d.bar_s), _place(d), d.about] for d in DRILLS.values()]
-    data = [{"name": d.name, "bar_s": d.bar_s, "needs": _place(d), "about": d.about} for d in DRILLS.values()]
-    table = columns(["drill", "write outage at most", "where", "what is broken"], rows)
+    drills = [(d, _place(d), not why_not(d)) for d in DRILLS.values()]
+    rows = [[d.name, seconds(d.bar_s), place, "yes" if live else "no", d.about] for d, place, live in drills]
+    data = [{"name": d.name, "bar_s": d.bar_s, "needs": p, "cluster": live, "about": d.about} for d, p, live in drills]
+    table = columns(["drill", "write outage at most", "where", "--cluster", "what is broken"], rows)
     return done(f"{table}\n\nbars are medians; a single run may take twice that and two seconds more", {"drills": data})
 
 
@@ -71,6 +73,12 @@ def chosen(names: list[str]) -> list[Drill]:
 def run(args: argparse.Namespace) -> Reply:
     """flypg drill run NAME…: each against a testbed of its own kind, or all against the local cluster."""
     drills = chosen(args.names)
+    if args.cluster is not None:
+        from flypg.commands import drill_cluster  # which imports this module
+
+        return drill_cluster.run(args, drills)
+    if args.etcd or args.through:
+        raise BadInput("--etcd and --through are for drills of a live cluster: add --cluster")
     progress = Progress()
     results: list[Result] = []
     skipped: dict[str, str] = {}
@@ -158,14 +166,15 @@ def about() -> dict[str, str]:
     return {"commit": commit(), "Python": platform.python_version(), "kernel": platform.release()}
 
 
-def write(args: argparse.Namespace, results: list[Result]) -> None:
-    """Write the files that were asked for."""
+def write(args: argparse.Namespace, results: list[Result], told: dict[str, str] | None = None) -> None:
+    """Write the files that were asked for; `told` is what they say was tested."""
+    told = told or about()
     for path, text in ((args.junit, to_junit), (args.html, to_html)):
         if path and results:
-            Path(path).write_text(text(results, about()), encoding="utf-8")
+            Path(path).write_text(text(results, told), encoding="utf-8")
             print(f"  wrote {path}", file=sys.stderr)
     if args.output and results:
-        Path(args.output).write_text(to_json(results, about()), encoding="utf-8")
+        Path(args.output).write_text(to_json(results, told), encoding="utf-8")
         print(f"  wrote {args.output}", file=sys.stderr)
 
 

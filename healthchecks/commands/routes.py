@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from healthchecks.commands import admin, databases, settings, users
+from healthchecks.commands import admin, databases, drill, settings, users
 from healthchecks.commands.route import NAME, Json, Route
 
 TEXT: Json = {"type": "string"}
@@ -47,6 +47,12 @@ NEW_USER: Json = {
         "superuser": YES,
         "databases": TEXT,
     },
+}
+SIGNED: Json = {
+    "type": "object",
+    "required": ["nonce", "text", "tag"],
+    "properties": {"nonce": TEXT, "text": TEXT, "tag": TEXT},
+    "additionalProperties": False,
 }
 NEW_DATABASE: Json = {"type": "object", "required": ["name"], "properties": {"name": NAME}}
 WISHES: Json = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
@@ -161,5 +167,16 @@ ROUTES: tuple[Route, ...] = (
         may_fail=(409,),
     ),
     Route("POST", f"{ADMIN}/settings/apply", settings.apply, "Nothing: nodes apply settings by themselves", None),
+    Route("POST", "/commands/drill/challenge", drill.challenge, "A challenge for one order of a drill", OBJECT),
+    Route("POST", "/commands/drill/offer", drill.offer, "Which faults a drill can have here", OBJECT, SIGNED),
+    Route(
+        "POST",
+        "/commands/drill/begin",
+        drill.begin,
+        "Get ready to break something for a while; undone by itself when the drill dies",
+        OBJECT,
+        SIGNED,
+        may_fail=(409,),
+    ),
     Route("POST", "/commands/events/process", settings.process_event, "Taken and left alone: no repmgr", YES, EVENT),
 )

@@ -192,6 +192,9 @@ class TestNode:
     async def connect_primary(self, database: str) -> Connection:
         return await self._connect(self.primary_conninfo, database)
 
+    def drills(self) -> None:
+        return None
+
     async def restart_routing(self) -> None:
         self.restarts += 1
 

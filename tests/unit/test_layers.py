@@ -34,6 +34,7 @@ DOORS = {
         "postgres/command.py",
         "agent/routing/",
         "agent/fence.py",
+        "agent/drill",  # the helper, and what it asks of the firewall
         "chaos/",
         "flypg/local",
         "flypg/editor.py",
