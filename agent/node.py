@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Never
 from agent.fence import Fence
 from agent.keeper import Keeper, KeeperConfig
 from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_loop, sentinel_loop
+from agent.node_tls import certificates_of, stats_of
 from agent.pooling import GONE, Pooling, access_loop
 from agent.provider import NodeProvider
 from agent.reader import SharedStore
@@ -83,10 +84,11 @@ class Node:
         self.instance = LocalInstance(parts.instance, self.clock, parts.member.node)
         self.fence = Fence(parts.instance.run, on_fired=lambda _: self.keeper_wake.ring())
         self.watch = PrimaryWatch(
-            {"user": OPERATOR, "password": parts.instance.passwords.operator, "sslmode": parts.instance.sslmode},
+            {"user": OPERATOR, "password": parts.instance.passwords.operator},
             stream_age=self.instance.stream_age_s,
             on_change=self._watched,
         )
+        self.watch.security = parts.instance.tls.parameters
         self.haproxy = HAProxy(parts.haproxy)
         self.keeper = Keeper(
             store=self.store,
@@ -122,6 +124,8 @@ class Node:
         self.drills = self._drills()
         self.provider.switched_on = self.drills
         self.http = HttpServer(parts.http, self.provider, parts.version)
+        self.certificates = certificates_of(parts, self.clock, lambda: self.store.snapshot, self._apply_tls)
+        self.provider.certificate_stats = stats_of(self.certificates, self.clock)
         self._routed: object = None
 
     def _revision(self) -> int:
@@ -175,6 +179,7 @@ class Node:
             parts.store.follow(self.store.told),
             self.store.recover(),
             self.watch.run(),
+            self.certificates.run(),
             self._routing_loop(),
             slots_loop(self.keeper, self.instance, parts.instance, self.log),
             access_loop(self.keeper, parts.instance, parts.pooler, self.log),
@@ -214,6 +219,11 @@ class Node:
             await self.haproxy.route(route)
             self._routed = route
             self.log.info("route", extra={"to": str(route.primary or "held"), "why": route.why})
+
+    async def _apply_tls(self) -> None:
+        """Another certificate, or others to trust: for new connections from now on."""
+        await self.instance.apply_tls()
+        self.pooling.refresh()
 
     async def restart_routing(self) -> None:
         """Restart HAProxy; every session through it ends."""

@@ -60,6 +60,11 @@ class Pooling:
         if self.pooler is not None:
             await self.pooler.abandon()
 
+    def refresh(self) -> None:
+        """The node's certificate, or whom it trusts, has changed."""
+        if self.pooler is not None:
+            self.pooler.refresh()
+
     def hold(self) -> None:
         """The primary is suspected to be gone: pooled clients wait instead of failing, until the next `route`."""
         if self.pooler is not None:

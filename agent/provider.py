@@ -13,6 +13,7 @@ from cluster.clock import Clock
 from cluster.errors import PostgresUnavailable
 from cluster.model import Member, NodeId, Snapshot
 from cluster.store import OperatorStore
+from healthchecks.certificate import CertificateStats
 from healthchecks.drills import Drills
 from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolerStats, StoreStats
 from postgres.config import InstanceConfig
@@ -46,6 +47,7 @@ class NodeProvider:
         self._instance = instance
         self._restart_routing = restart_routing
         self._ttl_s = ttl_s
+        self.certificate_stats: Callable[[], CertificateStats | None] = lambda: None
         self.backups: Callable[[], BackupStatus] | None = None  # None until they are wired
         self.switched_on: Drills | None = None
         self.pools: Callable[[], PoolerStats | None] = lambda: None
@@ -112,6 +114,9 @@ class NodeProvider:
 
     def store(self) -> OperatorStore:
         return self._store
+
+    def certificate(self) -> CertificateStats | None:
+        return self.certificate_stats()
 
     async def connect(self, database: str) -> Connection:
         return await connect_local(self._instance, name="flypg_http", database=database, timeout_s=CONNECT_S)

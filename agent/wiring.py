@@ -7,15 +7,16 @@ import json
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import tls
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
 from agent.routing.pooler_config import PoolerSettings
 from agent.routing.program import owner_of
+from agent.tls import TlsFiles, TlsSettings, begin, read_settings
 from backups.config import BackupConfig, read_config, values_of
 from backups.facts import NodeFacts, archive_settings
 from cluster.clock import SystemClock
@@ -48,6 +49,8 @@ class Parts:
     etcd: Etcd
     store: EtcdStore
     instance: InstanceConfig
+    tls: TlsSettings
+    tls_files: TlsFiles
     haproxy: HAProxySettings
     pooler: PoolerSettings | None  # None: PgBouncer is not installed
     http: HttpConfig
@@ -85,6 +88,8 @@ def assemble(settings: Settings) -> Parts:
         sentinel_ttl_s=settings.sentinel_ttl_s,
     )
     base = settings.data_dir
+    tls_settings = read_settings(settings.values)
+    tls_files = TlsFiles(base / "conf", base, owner_of(user or ""))
     listen = addresses(settings.listen)
     backups = read_config(values_of(settings), base)
     facts = NodeFacts(
@@ -108,7 +113,7 @@ def assemble(settings: Settings) -> Parts:
         passwords=passwords(settings),
         listen=settings.listen,
         user=user,
-        tls=tls.install(settings.values, base / "conf", owner_of(user or "")),
+        tls=begin(tls_settings, tls_files, time.time()),
         archive_command=archiving.command,
         archive_timeout_s=archiving.timeout_s,
     )
@@ -134,6 +139,8 @@ def assemble(settings: Settings) -> Parts:
         etcd=etcd,
         store=store,
         instance=instance,
+        tls=tls_settings,
+        tls_files=tls_files,
         haproxy=haproxy,
         pooler=_pooler(settings, instance, listen, user or ""),
         http=configured(http, settings.values),
@@ -163,8 +170,7 @@ def _pooler(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...
         listen=listen,
         user=user,
         program=str(settings.pgbouncer),
-        tls_certificate=instance.tls.certificate if instance.tls is not None else None,
-        tls_key=instance.tls.key if instance.tls is not None else None,
+        tls=instance.tls,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flypg import cli_access, cli_backups, cli_drill, cli_fly
+from flypg import cli_access, cli_backups, cli_drill, cli_fly, cli_tls
 from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
@@ -47,6 +47,7 @@ GROUPS = (
             ("attach, detach", "a database and a user for an application"),
             ("connect", "psql on the primary, or on a node"),
             ("connection-string", "how to reach it, with advice for client libraries"),
+            ("tls", "certificates: show, ca (for clients), rotate, retire"),
         ),
     ),
     (
@@ -89,6 +90,7 @@ def build_parser() -> Parser:
     _change(commands)
     _spec(commands)
     cli_access.add(commands)
+    cli_tls.add(commands)
     cli_backups.add(commands)
     _local(commands)
     cli_drill.add(commands)

@@ -20,7 +20,7 @@ def add(commands: Commands[Parser]) -> None:
     _connections(commands)
 
 
-def _finish(parser: Parser, run: str) -> Parser:
+def finish(parser: Parser, run: str) -> Parser:
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     group = parser.add_argument_group("which cluster")
@@ -38,7 +38,7 @@ def _users(commands: Commands[Parser]) -> None:
         "  writer        reads and writes rows\n  reader        reads\n" + PASSWORD,
     )
     actions = users.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
-    _finish(
+    finish(
         actions.add_parser("list", help="list them", description="List the users and their roles."), RUN + "list_users"
     )
     create = actions.add_parser("create", help="create one", description="Create a user. Its password is shown once.")
@@ -59,7 +59,7 @@ def _users(commands: Commands[Parser]) -> None:
         parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     drop.add_argument("--yes", action="store_true", help="do not ask")
     for parser, name in ((create, "create"), (set_role, "set_role"), (set_password, "set_password"), (drop, "drop")):
-        _finish(parser, RUN + name)
+        finish(parser, RUN + name)
 
 
 RUN = "flypg.commands.users:"
@@ -69,21 +69,21 @@ def _databases(commands: Commands[Parser]) -> None:
     databases = commands.add_parser("databases", description="Databases of the cluster.\n" + PASSWORD)
     actions = databases.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
     listed = actions.add_parser("list", help="list them", description="List the databases.")
-    _finish(listed, RUN + "list_databases")
+    finish(listed, RUN + "list_databases")
     create = actions.add_parser("create", help="create one", description="Create a database. Users' roles hold in it.")
     drop = actions.add_parser("drop", help="drop one", description="Drop a database, after saying what would be lost.")
     for parser in (create, drop):
         parser.add_argument("name", metavar="NAME")
     drop.add_argument("--yes", action="store_true", help="do not ask")
-    _finish(create, RUN + "create_database")
-    _finish(drop, RUN + "drop_database")
+    finish(create, RUN + "create_database")
+    finish(drop, RUN + "drop_database")
 
 
 def _pool(commands: Commands[Parser]) -> None:
     pool = commands.add_parser("pool", description="The connection pools (PgBouncer, port 6432 of every node).")
     actions = pool.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
     show = actions.add_parser("show", help="settings and use", description="Settings of the pools, and how they do.")
-    _finish(show, "flypg.commands.pool:show")
+    finish(show, "flypg.commands.pool:show")
     change = actions.add_parser(
         "set",
         help="change mode or sizes",
@@ -97,7 +97,7 @@ def _pool(commands: Commands[Parser]) -> None:
         "--connections", metavar="N", help="connections of all nodes to a database; 0: as the plan says"
     )
     change.add_argument("--reserve", metavar="N", help="of these, kept in reserve; -1: as the plan says")
-    _finish(change, "flypg.commands.pool:change")
+    finish(change, "flypg.commands.pool:change")
 
 
 def _attach(commands: Commands[Parser]) -> None:
@@ -117,8 +117,8 @@ def _attach(commands: Commands[Parser]) -> None:
     attach.add_argument("--variable-name", metavar="NAME", default="DATABASE_URL", help="name to print (DATABASE_URL)")
     attach.add_argument("--new-password", action="store_true", help="when it is attached already: another password")
     attach.add_argument("--host", metavar="HOST", help="a name that leads to the nodes (on Fly: APP.internal)")
-    _finish(attach, "flypg.commands.attach:attach")
-    _finish(detach, "flypg.commands.attach:detach")
+    finish(attach, "flypg.commands.attach:attach")
+    finish(detach, "flypg.commands.attach:detach")
 
 
 def _connections(commands: Commands[Parser]) -> None:
@@ -138,5 +138,5 @@ def _connections(commands: Commands[Parser]) -> None:
         parser.add_argument("--user", metavar="NAME", default="postgres", help="who connects (postgres)")
         parser.add_argument("--database", metavar="NAME", default="postgres", help="to which database (postgres)")
         parser.add_argument("--node", metavar="NODE", help="this node instead of the primary")
-    _finish(string, "flypg.commands.attach:connection_string")
-    _finish(connect, "flypg.commands.attach:connect")
+    finish(string, "flypg.commands.attach:connection_string")
+    finish(connect, "flypg.commands.attach:connect")

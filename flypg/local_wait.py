@@ -57,6 +57,8 @@ def what_is_missing(snapshot: Snapshot, looks: Looks, wanted: Sequence[NodeId]) 
         report = snapshot.reports.get(node)
         if report is None:
             return f"{node}: waiting for its agent"
+        if (look := looks.get(node)) is not None and look.tls_pending:
+            return f"{node}: making its certificate"
         if node == view.primary:
             if report.state is not ServerState.PRIMARY:
                 return _doing(snapshot, looks, node)

@@ -28,6 +28,8 @@ class NodeLook:
     lag_s: float | None = None
     progress: str = ""  # of a copy or rewind that runs
     problem: str = ""
+    certificate: str = ""  # what is to be said of its certificate
+    tls_pending: bool = False  # its servers are still to show one
     standbys: Mapping[NodeId, StandbyLag] = field(default_factory=dict)
     backups: BackupLook | None = None  # None: it has none, or does not say
 
@@ -46,6 +48,8 @@ def parse_look(body: bytes) -> NodeLook | None:
     postgres = data.get("postgres")
     postgres = postgres if isinstance(postgres, Mapping) else {}
     timeline, lsn = postgres.get("timeline"), _lsn(postgres.get("lsn"))
+    certificate = data.get("certificate")
+    certificate = certificate if isinstance(certificate, Mapping) else {}
     streaming, recovery = postgres.get("streaming"), postgres.get("in_recovery")
     answers = postgres.get("state") == "up" and isinstance(recovery, bool)
     return NodeLook(
@@ -55,6 +59,8 @@ def parse_look(body: bytes) -> NodeLook | None:
         lag_s=_number(postgres.get("lag_s")),
         progress=_progress(postgres.get("job")),
         problem=_text(data.get("problem")),
+        certificate=_text(certificate.get("problem")) or _text(certificate.get("warning")),
+        tls_pending=certificate.get("shown") is False,
         standbys=_standbys(postgres.get("standbys")),
         backups=parse_backups(data.get("backups")),
     )

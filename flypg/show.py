@@ -131,6 +131,7 @@ def status_text(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, ti
             parts.append(
                 f"asked     {request.kind} {request.node or ''} by {request.asked_by}, under way".replace("  ", " ")
             )
+    parts += certificate_lines(looks, style)
     if events:
         parts += ["", style("dim", "last events"), event_lines(events, style)]
     return "\n".join(parts)
@@ -154,6 +155,12 @@ def backup_lines(backups: BackupLook | None, looks: Looks, style: Style = PLAIN)
 
 def _cause(view: View) -> str:
     return f", opened because: {view.cause}" if view.cause else ""
+
+
+def certificate_lines(looks: Looks, style: Style) -> list[str]:
+    """What is to be said of certificates; none while all is well."""
+    said = [(node, look.certificate) for node, look in sorted(looks.items()) if look is not None and look.certificate]
+    return [style("yellow", f"tls       {node}: {text}") for node, text in said]
 
 
 def member_table(table: Iterable[NodeRow], style: Style) -> str:
@@ -235,6 +242,7 @@ def status_data(snapshot: Snapshot, looks: Looks, events: Sequence[Event], *, cl
         "leader": snapshot.leader.sentinel if snapshot.leader else None,
         "failover_without_loss": safe.yes,
         "failover_why": safe.why,
+        "certificates": {n: look.certificate for n, look in looks.items() if look is not None and look.certificate},
         "cause": view.cause if view else "",
         "why": view.why if view else "",
         "backups": backups_data(cluster_backups(snapshot, looks)),

@@ -25,6 +25,7 @@ class Thresholds:
     transaction_warn_s: float = 300.0
     xid_age_warn: int = 300_000_000
     snapshot_age_warn_s: float = 26 * 3600.0
+    certificate_warn_s: float = 10 * 86400.0
     archive_age_warn_s: float = 300.0
     stale_after_s: float = 10.0  # a keeper that has not looked for so long does not vouch for its node
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.model import Event, Member, NodeId, Position, Snapshot, format_lsn, unstamped
+from healthchecks.certificate import certificate_json
 from healthchecks.provider import BackupStats
 from healthchecks.role import Claim, Facts, Role
 from postgres.check_queries import Vitals
@@ -31,6 +32,7 @@ def node_json(
         "region": member.region,
         "role": ROLES[claim.role],
         "why": claim.why,
+        "certificate": certificate_json(facts.certificate),
         "term": view.term if view is not None else None,
         "phase": str(view.phase) if view is not None else None,
         "primary": view.primary if view is not None else None,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.model import Phase, unstamped
+from healthchecks.certificate import CertificateStats
 from healthchecks.exposition import Definition, Family, Value, label_text
 from healthchecks.node import standby_lag
 from healthchecks.provider import BackupStats, FenceState, PoolerStats, StoreStats
@@ -55,6 +56,12 @@ ERRORS = _define("etcd_errors_total", "Calls to etcd that failed", "operation", 
 SECONDS = _define("etcd_request_seconds_total", "Time spent in calls to etcd", "operation", type="counter")
 LEASE_AGE = _define("lease_age_seconds", "Seconds since the last confirmed renewal of this node's lease was sent")
 LEASE_TTL = _define("lease_ttl_seconds", "Time to live of this node's lease")
+CERTIFICATE = _define(
+    "tls_certificate_expiry_seconds",
+    "Seconds until the certificate of this node's servers, or of the cluster's authority, ends; negative once it has",
+    "certificate",
+)
+TLS_PROBLEM = _define("tls_problem", "Is something wrong with this node's certificate; flypg tls show has the words")
 OBSERVED = _define("observed_age_seconds", "Seconds since the keeper last looked at PostgreSQL")
 PROMISED = _define("promised_term", "The highest term a node has promised, as etcd knows it", "promiser")
 MEMBERS = _define("members", "Nodes that belong to the cluster")
@@ -260,3 +267,13 @@ def add_changes(out: Collected, counts: Mapping[tuple[str, str], int], last_at: 
     for (kind, reason), count in counts.items():
         out.put(CHANGES, count, kind=kind, reason=reason)
     out.put(LAST_CHANGE, last_at)
+
+
+def add_certificate(out: Collected, found: CertificateStats | None) -> None:
+    if found is None or not (found.wanted or found.own):
+        return
+    if found.left_s is not None:
+        out.put(CERTIFICATE, found.left_s, certificate="server")
+    if found.authority_left_s is not None and not found.own:
+        out.put(CERTIFICATE, found.authority_left_s, certificate="authority")
+    out.put(TLS_PROBLEM, bool(found.problem))

@@ -13,6 +13,7 @@ from typing import Protocol
 from cluster.clock import Clock
 from cluster.model import Member, NodeId, Snapshot
 from cluster.store import OperatorStore
+from healthchecks.certificate import CertificateStats
 from healthchecks.drills import Drills
 from postgres.instance import InstanceState
 from postgres.monitor import Connection
@@ -149,6 +150,10 @@ class Provider(Protocol):
 
     def pool_stats(self) -> PoolerStats | None:
         """None: no pooler is meant to run here, or it has not been asked yet."""
+        ...
+
+    def certificate(self) -> CertificateStats | None:
+        """None: nothing is known of one."""
         ...
 
     def store(self) -> OperatorStore:

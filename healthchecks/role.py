@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.model import NodeId, Phase, Snapshot, View
+from healthchecks.certificate import CertificateStats
 from healthchecks.provider import Provider
 from healthchecks.text import without_roles
 from postgres.instance import InstanceState, Run
@@ -35,6 +36,7 @@ class Facts:
     instance_age_s: float
     authority_until: float
     problem: str = ""
+    certificate: CertificateStats | None = None
 
     @property
     def view(self) -> View | None:
@@ -56,6 +58,7 @@ def gather(provider: Provider) -> Facts:
         instance_age_s=provider.instance_age_s(),
         authority_until=provider.authority_until(),
         problem=provider.problem(),
+        certificate=provider.certificate(),
     )
 
 

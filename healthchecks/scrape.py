@@ -99,6 +99,7 @@ class Metrics:
         own.add_fence(out, provider.fence())
         own.add_backups(out, provider.backup_stats())
         own.add_pools(out, provider.pool_stats())
+        own.add_certificate(out, provider.certificate())
         own.add_changes(out, self.history.counts, self.history.last_at)
         self._add_checks(out)
         self._add_rows(out)

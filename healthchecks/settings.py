@@ -44,6 +44,7 @@ CHECKS = (
     Key("FLYPG_CHECK_TRANSACTION_S", "transaction_warn_s", "seconds", "longTransactions warns above this"),
     Key("FLYPG_CHECK_XID_AGE", "xid_age_warn", "count", "wraparound warns above this"),
     Key("FLYPG_CHECK_SNAPSHOT_AGE_S", "snapshot_age_warn_s", "seconds", "snapshots warns above this"),
+    Key("FLYPG_CHECK_CERTIFICATE_S", "certificate_warn_s", "seconds", "certificate warns when it ends within this"),
     Key(
         "FLYPG_CHECK_STALE_S",
         "stale_after_s",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.errors import PostgresUnavailable
 from healthchecks import pg
+from healthchecks.certificate import judge_certificate
 from healthchecks.config import HttpConfig
 from healthchecks.lines import Line, NotProcessed, Report, report, timed_out
 from healthchecks.provider import Provider
@@ -139,6 +140,7 @@ class Checks:
             lines.append(Line("wraparound", "not measured: pg_database did not answer", warning=True))
         else:
             lines += pg.judge_upkeep(current, self._limits, time.perf_counter() - begun)
+        lines += judge_certificate(self._provider.certificate(), self._limits)
         return lines + pg.judge_snapshots(self._provider.backup_stats(), self._limits)
 
     async def _current_upkeep(self) -> Upkeep | None:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from cluster.errors import InstanceError
 from cluster.model import NOBODY, NodeId, Rule, Upstream, slot_name, stamped
+from postgres.tls import TlsState
 
 SUPERUSER = "postgres"
 OPERATOR = "flypgadmin"
 REPLICATOR = "repluser"
 IDENT_MAP = "flypg"
 EVERYBODY = ("host all all 0.0.0.0/0 scram-sha-256", "host all all ::/0 scram-sha-256")
+ENCRYPTED = tuple(line.replace("host ", "hostssl ", 1) for line in EVERYBODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,6 @@ class Passwords:
     superuser: str = field(repr=False)
     operator: str = field(repr=False)
     replicator: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Files of the server's certificate; None as `ca` means clients are not asked for one."""
-
-    certificate: Path
-    key: Path
-    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +49,7 @@ class InstanceConfig:
     passwords: Passwords
     listen: tuple[str, ...] = ("*",)  # addresses, IPv6 too
     user: str | None = "postgres"  # whom PostgreSQL runs as when we are root
-    sslmode: str = "prefer"  # for connections between nodes
-    tls: Tls | None = None
+    tls: TlsState = field(default_factory=TlsState)
     archive_command: str = ""  # "" means no archive; runs on a primary only
     archive_timeout_s: int = 0  # the longest that a change waits for the archive; 0 means until its segment is full
     memory_mb: int | None = None  # None means what the machine or its cgroup has
@@ -180,7 +172,7 @@ def remote_conninfo(config: InstanceConfig, source: Upstream, *, user: str, name
         "user": user,
         "passfile": passfile(config),
         "application_name": name,
-        "sslmode": config.sslmode,
+        **config.tls.parameters(source.host, source.port),
         "connect_timeout": 3,
         "keepalives": 1,
         "keepalives_idle": 2,
@@ -205,10 +197,8 @@ def render_main(config: InstanceConfig, parameters: Mapping[str, str]) -> str:
         "archive_command": config.archive_command or "/bin/true",
         **({"archive_timeout": f"{config.archive_timeout_s}s"} if config.archive_command else {}),
     }
-    if config.tls is not None:
-        own |= {"ssl": "on", "ssl_cert_file": str(config.tls.certificate), "ssl_key_file": str(config.tls.key)}
-        if config.tls.ca is not None:
-            own["ssl_ca_file"] = str(config.tls.ca)
+    if (shown := config.tls.shown) is not None:
+        own |= {"ssl": "on", "ssl_cert_file": str(shown.certificate), "ssl_key_file": str(shown.key)}
     lines = ["# Written by flypg at every start and reload: change settings with `flypg spec set`, not here."]
     lines += [f"{k} = {quoted(v)}" for k, v in sorted(parameters.items()) if k not in OWNED]
     lines += ["", "# flypg's own"]
@@ -256,8 +246,8 @@ GATE_OPEN = "# gate: open"
 GATE_CLOSED = "# gate: closed"
 
 
-def render_hba(*, gate_open: bool, lines: tuple[str, ...]) -> str:
-    """pg_hba.conf: we and replication always; clients only while the gate is open."""
+def render_hba(*, gate_open: bool, lines: tuple[str, ...], everybody: tuple[str, ...] = EVERYBODY) -> str:
+    """pg_hba.conf: we and replication always; clients only while the gate is open: by `lines`, else `everybody`."""
     always = [
         f"local all {SUPERUSER} peer map={IDENT_MAP}",
         f"local replication {SUPERUSER} peer map={IDENT_MAP}",
@@ -265,7 +255,7 @@ def render_hba(*, gate_open: bool, lines: tuple[str, ...]) -> str:
           for database, user in (("all", OPERATOR), ("replication", REPLICATOR))
           for net in ("0.0.0.0/0", "::/0")),
     ]  # fmt: skip
-    clients = ["local all all scram-sha-256", *(lines or EVERYBODY)] if gate_open else []
+    clients = ["local all all scram-sha-256", *(lines or everybody)] if gate_open else []
     return "\n".join([GATE_OPEN if gate_open else GATE_CLOSED, *always, *clients, ""])
 
 

@@ -117,7 +117,7 @@ async def connect_remote(
         password=config.passwords.operator,
         dbname=database,
         application_name="flypg",
-        sslmode=config.sslmode,
+        **config.tls.parameters(host, port),
         gssencmode="disable",
     )
 

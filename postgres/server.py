@@ -8,6 +8,7 @@ start but `start_primary` has standby.signal, and whether an absence was asked f
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -244,6 +245,12 @@ class LocalInstance:
         """
         await settings.set_parameters(self._parts, parameters, hba, data=self._data() is Data.PRESENT)
         self._observer.settings_changed()
+
+    async def apply_tls(self) -> None:
+        """The certificate or who is trusted has changed: written, and read again by a server that runs. Nobody is
+        disconnected. A server that does not run gets it at its start."""
+        await self._parts.disk.do(self._parts.files.write_tls)
+        self._parts.postmaster.send(signal.SIGHUP)
 
     async def keep_slots(self, nodes: frozenset[NodeId]) -> None:
         await slots.keep(self._parts, nodes)

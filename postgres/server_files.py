@@ -91,8 +91,21 @@ class ServerFiles:
             self.generation = generation
         stored = {"parameters": self.parameters, "hba": self.hba, "generation": self.generation}
         self._write(self._settings_path, json.dumps(stored))
+        self.write_main()
+        self._write_hba(self.gate_open)
+
+    def write_main(self) -> None:
         self._write(self.main_path, self.main_text(self.parameters))
-        self._write(self.hba_path, render.render_hba(gate_open=self.gate_open, lines=self.hba))
+
+    def write_tls(self) -> None:
+        """What follows the node's TLS, and nothing else."""
+        self.write_main()
+        self._write_hba(self.gate_open)
+
+    def _write_hba(self, gate_open: bool) -> None:
+        everybody = render.ENCRYPTED if self.config.tls.required else render.EVERYBODY
+        text = render.render_hba(gate_open=gate_open, lines=self.hba, everybody=everybody)
+        self._write(self.hba_path, text)
 
     def main_text(self, parameters: Iterable[tuple[str, str]]) -> str:
         memory_mb = self.config.memory_mb or machine_memory_mb()
@@ -125,7 +138,7 @@ class ServerFiles:
         self.dynamic = dynamic
 
     def write_gate(self, *, gate_open: bool) -> None:
-        self._write(self.hba_path, render.render_hba(gate_open=gate_open, lines=self.hba))
+        self._write_hba(gate_open)
         self.gate_open = gate_open
 
     def demands(self, at_least: dict[str, int]) -> tuple[tuple[str, str], ...]:

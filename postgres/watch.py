@@ -44,6 +44,11 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
+def _prefer(host: str, port: int) -> Mapping[str, str]:
+    """Until it is known whom we can verify."""
+    return {"sslmode": "prefer"}
+
+
 class PrimaryWatch:
     """Watches what `watch` was last told; `run` is its task. `credentials`: libpq parameters of the operator's user."""
 
@@ -58,6 +63,7 @@ class PrimaryWatch:
         """`stream_age`: seconds since this node's WAL receiver last heard, None without one; asked in doubt only."""
         self.suspect_after_s = suspect_after_s
         self.credentials = dict(credentials)
+        self.security: Callable[[str, int], Mapping[str, str]] = _prefer  # libpq's parameters for TLS to a server
         self.verdict: Verdict | None = None  # None: nobody is watched
         self.doubt = False  # its open connection has just ended, and it is not known yet what that means
         self.on_doubt: Callable[[], None] = _nothing  # called when `doubt` changes
@@ -142,7 +148,9 @@ class _OneWatch:
                     self._conclude(self._evidence.answered())
             line = None
             if self._clock() >= next_login:
-                line = await Line.open(self._target.host, self._target.port, self._owner.credentials, LOGIN_S)
+                host, port = self._target.host, self._target.port
+                credentials = {**self._owner.credentials, **self._owner.security(host, port)}
+                line = await Line.open(host, port, credentials, LOGIN_S)
             if line is not None:
                 failed_logins = 0
                 await self._converse(line)

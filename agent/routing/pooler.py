@@ -115,6 +115,10 @@ class Pooler:
             self._wanted = (primary, pools)
             self._wake.set()
 
+    def refresh(self) -> None:
+        """Its certificate, or whom it trusts, has changed: it loads that, and drops nobody."""
+        self._wake.set()
+
     def hold(self) -> None:
         """Hold clients now: the primary is suspected to be gone. The next `route` decides anew."""
         if self._wanted is not None and self._wanted[0] is not None:
@@ -147,9 +151,10 @@ class Pooler:
                 await self._cancel_pause()
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
                 self._held = True
-            await self._reload(replace(pools, primary=self._pools.primary))
+            await self._reload(replace(pools, primary=self._pools.primary, verified=self._pools.verified))
             return
-        await self._reload(replace(pools, primary=await self._resolver.numeric(primary)))
+        verified = self._settings.tls.verifies(primary.host, primary.port)
+        await self._reload(replace(pools, primary=await self._resolver.numeric(primary), verified=verified))
         if self._held is not False:
             await self._cancel_pause()  # a PAUSE that still waits can hang for ever after a RESUME (pgbouncer #715)
             await self.console.ask("RESUME", passes="not paused")

@@ -11,6 +11,7 @@ from agent.routing.pooler_admin import ADMIN
 from agent.routing.slots import REFUSING
 from agent.routing.target import Address
 from cluster.pool import PoolMode, Share
+from postgres.tls import TlsState
 
 LOGIN_RETRY_S = 0.2  # with PgBouncer's own 15 s a failover of half a second would be one of 15
 QUERY_WAIT_S = 60  # a client that got no server for so long is told so; above any failover
@@ -27,9 +28,7 @@ class PoolerSettings:
     listen: tuple[str, ...] = ("0.0.0.0", "::")
     user: str = "postgres"  # when the agent is root
     program: str = "pgbouncer"
-    tls_certificate: Path | None = None  # with its key: clients may, and by `tls_required` must, use TLS
-    tls_key: Path | None = None
-    tls_required: bool = False
+    tls: TlsState = field(default_factory=TlsState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Pools:
     share: Share
     mode: PoolMode = PoolMode.SESSION
     modes: Mapping[str, PoolMode] = field(default_factory=dict)  # by database
+    verified: bool = False  # the primary shows a certificate that can be verified
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -64,10 +64,10 @@ def render(settings: PoolerSettings, pools: Pools, version: tuple[int, int]) -> 
     """pgbouncer.ini."""
     at = pools.primary or REFUSING
     where = f"host={at.host} port={at.port}"
-    lines = ["; Written by flypg; changes made here are lost.", "[databases]"]
+    lines = ["; Written by flypg; changes made here are lost.", f"; certificates: {settings.tls.mark}", "[databases]"]
     lines += [f"{database} = {where} pool_mode={mode}" for database, mode in sorted(pools.modes.items())]
     lines += [f"* = {where}", "", "[pgbouncer]"]
-    lines += [f"{name} = {value}" for name, value in _fixed(settings, version).items()]
+    lines += [f"{name} = {value}" for name, value in (_fixed(settings, version) | _tls(settings, pools)).items()]
     lines += [f"{name} = {value}" for name, value in _changing(pools).items()]
     return "\n".join([*lines, ""])
 
@@ -108,11 +108,21 @@ def _fixed(settings: PoolerSettings, version: tuple[int, int]) -> dict[str, obje
         fixed["auth_dbname"] = "postgres"
     if version >= (1, 21):
         fixed["max_prepared_statements"] = 200
-    if settings.tls_certificate is not None and settings.tls_key is not None:
-        fixed["client_tls_sslmode"] = "require" if settings.tls_required else "prefer"
-        fixed["client_tls_cert_file"] = settings.tls_certificate
-        fixed["client_tls_key_file"] = settings.tls_key
     return fixed
+
+
+def _tls(settings: PoolerSettings, pools: Pools) -> dict[str, object]:
+    """TLS to both sides. A RELOAD takes it up, and open connections stay as they are."""
+    found: dict[str, object] = {}
+    tls = settings.tls
+    if tls.shown is not None:
+        found["client_tls_sslmode"] = "require" if tls.required else "prefer"
+        found["client_tls_cert_file"] = tls.shown.certificate
+        found["client_tls_key_file"] = tls.shown.key
+    if pools.verified:
+        found["server_tls_sslmode"] = "verify-ca"
+        found["server_tls_ca_file"] = tls.bundle
+    return found
 
 
 def _changing(pools: Pools) -> dict[str, object]:

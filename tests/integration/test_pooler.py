@@ -21,17 +21,19 @@ import pytest
 from agent.fence import Fence
 from agent.routing.pooler import Pooler
 from agent.routing.pooler_config import PoolerSettings
-from agent.routing.program import owner_of
+from agent.routing.program import owner_of, write_owned
 from agent.routing.target import Address
-from agent.tls import CERTIFICATE, KEY, install
+from agent.shown import fingerprint, shown_at
 from cluster.clock import SystemClock
 from cluster.model import Spec
+from cluster.x509 import parse
 from postgres import roles
+from postgres.tls import Tls, TlsState
 from tests.integration.test_roles import CAN, CANNOT, HBA, LAYOUT, PASSWORD, USERS, async_door
+from tests.support.certificates import authority
 from tests.support.pgcopy import copy_of
 from tests.support.pgserver import BIN, PgServer
 from tests.support.ports import free_ports
-from tests.unit.test_tls import make
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer is not installed"),
@@ -359,15 +361,28 @@ def open_text(path: Path) -> str:
 
 
 async def test_clients_may_use_tls(settings: PoolerSettings, servers: tuple[PgServer, PgServer]) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    certificate, key = make(settings.log_dir, "node")
-    installed = install({CERTIFICATE: str(certificate), KEY: str(key)}, settings.log_dir, owner_of(settings.user))
-    assert installed is not None
+    """A certificate comes, and is replaced, while clients are connected: none of them notices."""
+    signer, tls = authority(settings.log_dir), TlsState()
     a, _ = servers
-    async with running(replace(settings, tls_certificate=installed.certificate, tls_key=installed.key)) as pooler:
+    async with running(replace(settings, tls=tls)) as pooler:
         pooler.route(address(a), SPEC, 1)
         await released(pooler)
-        for mode in ("require", "disable"):
-            with await asyncio.to_thread(connect, settings, sslmode=mode) as client:
-                assert client.pgconn.ssl_in_use is (mode == "require")
+        clients = [await asyncio.to_thread(connect, settings, sslmode="prefer")]
+        assert clients[0].pgconn.ssl_in_use is False
+        for name in ("first", "second"):
+            pair = signer.pair(name)
+            file = settings.log_dir / "server.pem"
+            write_owned(file, pair.certificate.read_text() + pair.key.read_text(), owner_of(settings.user))
+            tls.shown = Tls(file, file, parse(file.read_text()).fingerprint)
+            pooler.refresh()
+            wanted = tls.shown.fingerprint
+            async with asyncio.timeout(30):
+                while fingerprint(await shown_at("127.0.0.1", settings.port) or b"") != wanted:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            verify = {"sslmode": "verify-full", "sslrootcert": str(signer.certificate)}
+            clients.append(await asyncio.to_thread(connect, settings, **verify))
+            assert clients[-1].pgconn.ssl_in_use
+        clients.append(await asyncio.to_thread(connect, settings, sslmode="disable"))
+        for client in clients:
+            with client:
+                assert client.execute("SELECT 1").fetchone() == (1,)

@@ -29,6 +29,7 @@ from cluster.model import (
     View,
 )
 from cluster.store import OperatorStore
+from healthchecks.certificate import CertificateStats
 from healthchecks.provider import BackupStats, FenceState, OperationStats, PoolerStats, StoreStats
 from postgres.instance import Data, InstanceState, Run, Walsender
 from postgres.monitor import Connection
@@ -135,6 +136,7 @@ class TestNode:
         self.memory = MemoryStore(self)
         self.backups: BackupStats | None = None
         self.pools: PoolerStats | None = None
+        self.certificates: CertificateStats | None = None
         self.restarts = 0
         self.opened = 0
         self.system_clock = SystemClock()
@@ -181,6 +183,9 @@ class TestNode:
 
     def pool_stats(self) -> PoolerStats | None:
         return self.pools
+
+    def certificate(self) -> CertificateStats | None:
+        return self.certificates
 
     def store(self) -> OperatorStore:
         return self.memory

@@ -67,6 +67,19 @@ FIRING: list[tuple[str, list[tuple[str, str]], str, dict[str, str]]] = [
     ),
     ("FlypgLeaseOld", [flat("flypg_lease_age_seconds", N1, 8), flat("flypg_lease_ttl_seconds", N1, 10)], "1m", NODE),
     ("FlypgPendingRestart", [steps("flypg_pending_restart", N1, "2x160")], "25h", NODE),
+    (
+        "FlypgCertificateEnds",
+        [flat("flypg_tls_certificate_expiry_seconds", f'{N1},certificate="server"', 800000)],
+        "20m",
+        NODE | {"certificate": "server"},
+    ),
+    (
+        "FlypgAuthorityEnds",
+        [flat("flypg_tls_certificate_expiry_seconds", f'{N1},certificate="authority"', 15000000)],
+        "20m",
+        OUT,
+    ),
+    ("FlypgTlsProblem", [flat("flypg_tls_problem", N1, 1)], "20m", NODE),
     ("FlypgPoolerDown", [flat("pgbouncer_up", N1, 0)], "5m", NODE),
     (
         "FlypgPoolerClientsWait",
@@ -158,6 +171,9 @@ FIRING: list[tuple[str, list[tuple[str, str]], str, dict[str, str]]] = [
     ("FlypgMetricsStale", [flat("flypg_metrics_age_seconds", f'{N1},family="locks"', 90)], "10m", NODE),
 ]
 HEALTHY: list[tuple[str, str]] = [
+    flat("flypg_tls_certificate_expiry_seconds", f'{N1},certificate="server"', 1e7),
+    flat("flypg_tls_certificate_expiry_seconds", f'{N1},certificate="authority"', 1e8),
+    flat("flypg_tls_problem", N1, 0),
     flat("up", 'job="flypg",instance="h:1"', 1),
     flat("pg_up", 'instance="h:1"', 1),
     flat("flypg_is_primary", N1, 1),

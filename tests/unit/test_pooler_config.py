@@ -12,6 +12,7 @@ from agent.routing import pooler_config as config
 from agent.routing.pooler_config import PoolerSettings, Pools
 from agent.routing.target import Address
 from cluster.pool import PoolMode, Share
+from postgres.tls import Tls, TlsState
 
 SETTINGS = PoolerSettings(Path("/data/run/pooler"), Path("/data/log"), 6432, 'secret"word')
 POOLS = Pools(Address("fdaa::1", 5433), Share(200, 13, 4, 17), PoolMode.SESSION, {"shop": PoolMode.TRANSACTION})
@@ -65,10 +66,25 @@ def test_the_password_is_in_the_user_list_only() -> None:
 
 
 def test_a_certificate_is_used_when_there_is_one() -> None:
-    settings = replace(SETTINGS, tls_certificate=Path("/c.crt"), tls_key=Path("/c.key"))
-    assert "client_tls_sslmode = prefer" in config.render(settings, POOLS, (1, 18))
-    assert "client_tls_sslmode = require" in config.render(replace(settings, tls_required=True), POOLS, (1, 18))
-    assert config.fingerprint_of(settings, (1, 18)) != config.fingerprint_of(SETTINGS, (1, 18))
+    tls = TlsState(shown=Tls(Path("/c.pem"), Path("/c.pem"), "abc"))
+    settings = replace(SETTINGS, tls=tls)
+    before = config.render(settings, POOLS, (1, 18))
+    assert "client_tls_sslmode = prefer" in before
+    tls.required = True
+    assert "client_tls_sslmode = require" in config.render(settings, POOLS, (1, 18))
+    tls.required, tls.shown = False, Tls(Path("/c.pem"), Path("/c.pem"), "def")
+    assert config.render(settings, POOLS, (1, 18)) != before, "another certificate in the same file is loaded too"
+    assert config.fingerprint_of(settings, (1, 18)) == config.fingerprint_of(SETTINGS, (1, 18)), (
+        "a pooler of before there was TLS is adopted: its clients stay connected"
+    )
+
+
+def test_the_primary_is_verified_when_that_is_possible() -> None:
+    settings = replace(SETTINGS, tls=TlsState(bundle=Path("/ca.crt"), verified=frozenset({("fdaa::1", 5433)})))
+    assert "server_tls_sslmode = prefer" in config.render(settings, POOLS, (1, 18))
+    found = config.render(settings, replace(POOLS, verified=True), (1, 18))
+    assert "server_tls_sslmode = verify-ca" in found and "server_tls_sslmode = prefer" not in found
+    assert "server_tls_ca_file = /ca.crt" in found
 
 
 def test_pools_as_the_console_shows_them() -> None:
