@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.pool import PLANS
+from flypg.connection import TLS_MODES
 from flypg.parsing import Parser
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -131,6 +132,8 @@ def _connections(commands: Commands[Parser]) -> None:
     way.add_argument("--pooled", action="store_true", help="through PgBouncer (the default)")
     way.add_argument("--direct", action="store_true", help="to the primary, for migrations, LISTEN, advisory locks")
     way.add_argument("--read", action="store_true", help="to standbys")
+    string.add_argument("--sslmode", choices=TLS_MODES, help="how the client uses TLS (left out: as it likes)")
+    string.add_argument("--root-cert", metavar="FILE", help="what flypg tls ca printed, to verify the servers")
     string.add_argument("--host", metavar="HOST", help="a name that leads to the nodes (on Fly: APP.internal)")
     connect = commands.add_parser("connect", description="Open psql on the primary, or straight on a node.")
     connect.add_argument("psql", nargs="*", metavar="-- PSQL-OPTIONS", help="options for psql, after --")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote
@@ -35,16 +36,22 @@ ADVICE = {
 }
 
 
+VERIFYING = ("verify-ca", "verify-full")
+TLS_MODES = ("disable", "prefer", "require", *VERIFYING)
+VERIFY = "The servers are verified with the certificate that `flypg tls ca` prints; sslrootcert names the file."
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     host: str
     port: int
 
-    def url(self, user: str, password: str | None, database: str) -> str:
-        """`password` None: left out, for the client's own passfile."""
+    def url(self, user: str, password: str | None, database: str, options: Mapping[str, str] | None = None) -> str:
+        """`password` None: left out, for the client's own passfile. `options`: libpq's, at the end."""
         who = quote(user, safe="") + (f":{quote(password, safe='')}" if password is not None else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"postgresql://{who}@{host}:{self.port}/{quote(database, safe='')}"
+        more = "&".join(f"{name}={quote(value, safe='/')}" for name, value in (options or {}).items() if value)
+        return f"postgresql://{who}@{host}:{self.port}/{quote(database, safe='')}{'?' + more if more else ''}"
 
 
 def place(member: Member, way: Way, host: str = "") -> Place:

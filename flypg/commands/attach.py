@@ -13,7 +13,7 @@ from cluster.store import OperatorStore
 from flypg import local
 from flypg.asking import known_node
 from flypg.commands.users import in_postgres, new_password, worked
-from flypg.connection import ADVICE, Way, place
+from flypg.connection import ADVICE, VERIFY, VERIFYING, Way, place
 from flypg.primary import Primary, serving, with_primary
 from flypg.reply import BadInput, Refused, Reply, done
 from flypg.target import Target, with_store
@@ -99,9 +99,13 @@ async def _connection_string(args: argparse.Namespace, store: OperatorStore) -> 
     snapshot = await store.read()
     member = _member(args, snapshot)
     way = Way.READ if args.read else Way.DIRECT if args.direct else Way.POOLED
-    url = place(member, way, common_host(args)).url(args.user, None, args.database)
-    advice = "\n".join(f"# {line}" for line in ADVICE[way])
-    return done(f"{url}\n{advice}", {"url": url, "way": str(way), "advice": list(ADVICE[way])})
+    if args.root_cert and args.sslmode not in VERIFYING:
+        raise BadInput("--root-cert is for --sslmode verify-ca or verify-full")
+    tls = {"sslmode": args.sslmode or "", "sslrootcert": args.root_cert or ""}
+    url = place(member, way, common_host(args)).url(args.user, None, args.database, tls)
+    said = (*ADVICE[way], VERIFY) if args.sslmode in VERIFYING else ADVICE[way]
+    advice = "\n".join(f"# {line}" for line in said)
+    return done(f"{url}\n{advice}", {"url": url, "way": str(way), "advice": list(said)})
 
 
 def _member(args: argparse.Namespace, snapshot: Snapshot) -> Member:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -63,12 +64,22 @@ def _code(code: int) -> Exit:
 def config_check(args: argparse.Namespace) -> Reply:
     """flypg config check: read the settings, print them without passwords."""
     found = _load(args)
+    _check_tls(found)
     rows = settings_rows(found)
     text = columns(["setting", "value"], [list(row) for row in rows])
     missing = [name for name, path in (("PostgreSQL", found.pg_bin_dir), ("HAProxy", found.haproxy)) if path is None]
     if missing:
         text += f"\n\nnot found: {' and '.join(missing)}: an agent would not start, a witness would"
     return done(text, {"settings": dict(rows), "not_found": missing})
+
+
+def _check_tls(found: Settings) -> None:
+    """As an agent does. Raises SettingsError."""
+    from agent.tls import read_own, read_settings
+
+    tls = read_settings(found.values)
+    if tls.own:
+        read_own(tls, time.time())
 
 
 def settings_rows(found: Settings) -> list[tuple[str, str]]:

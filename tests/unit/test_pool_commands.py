@@ -53,6 +53,13 @@ def test_pools_from_metrics() -> None:
     assert parse_pools(text) == {("shop", "a"): {"server_idle_connections": 3.0}}
 
 
+def test_a_url_can_ask_for_tls() -> None:
+    at = place(Member(NodeId("n1"), "h"), Way.POOLED)
+    found = at.url("u", None, "d", {"sslmode": "verify-full", "sslrootcert": "/my files/root.crt"})
+    assert found == "postgresql://u@h:6432/d?sslmode=verify-full&sslrootcert=/my%20files/root.crt"
+    assert at.url("u", None, "d", {"sslmode": "", "sslrootcert": ""}).endswith("/d")
+
+
 def test_urls_are_quoted() -> None:
     url = place(Member(NodeId("n1"), "fdaa::1"), Way.READ).url("fly user", "p@ss/word", "my db")
     assert url == "postgresql://fly%20user:p%40ss%2Fword@[fdaa::1]:5434/my%20db"
