@@ -25,7 +25,8 @@ import socket
 import sys
 import time
 
-from agent.drill_victims import Broken, Facts, Failed, left_behind, offer
+from agent.drill_network import Facts, Failed
+from agent.drill_victims import Broken, left_behind, offer
 from cluster.drill_orders import FAULTS, same, tag
 
 GO_S = 10.0  # the drill must come so soon after the order

@@ -1,11 +1,8 @@
-"""What a drill breaks on a live node, and how it is mended: processes by signals, the network by the node's firewall.
+"""What a drill breaks on a live node, and how it is mended: processes by signals, the network by drill_network.py.
 
 Nothing is found by its name alone: a node's processes are the agent and the postmaster with all their descendants, and
 HAProxy, PgBouncer and the fence that were started from the node's directory. What must be mended is kept in a file, and
 it is written there before it is broken.
-
-The firewall gets two chains of our own, entered first. They leave alone: loopback, the helper's port, and everything
-that is no port of this node, no other node and no etcd, such as an operator's ssh.
 """
 
 from __future__ import annotations
@@ -14,40 +11,28 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Identity = tuple[int, int]  # pid and start time (ticks since boot)
+from agent.drill_network import (
+    TOOLS,
+    Facts,
+    Failed,
+    Identity,
+    cut,
+    local,
+    resolved,
+    rules,
+    uncut,
+    why_no_network,
+    works,
+)
 
 SUPERVISOR_S = 2.5  # whoever looks after the agent has so long to start it again before we do
-CHAINS = {"INPUT": "flypg-drill-in", "OUTPUT": "flypg-drill-out"}
-TOOLS = ("iptables", "ip6tables")
-NET_ADMIN = 12  # the capability's number
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Failed(Exception):
-    """The fault cannot be had; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """The node, as its agent tells the helper."""
-
-    agent: Identity
-    data_dir: str
-    pgdata: str
-    state: str  # the file that says what must be mended
-    peers: tuple[str, ...] = ()  # hosts of the other nodes
-    etcd: tuple[tuple[str, int], ...] = ()
-    client_ports: tuple[int, ...] = ()  # where clients connect
-    ports: tuple[int, ...] = ()  # all ports of the node
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -203,102 +188,21 @@ def agent_runs(data_dir: str) -> bool:
     return False
 
 
-# --- the firewall -------------------------------------------------------------------------------------------------
-
-
-def firewall(tool: str, *arguments: str, check: bool = True) -> bool:
-    """Run iptables or ip6tables. Raises Failed when it fails and `check` is set."""
-    try:
-        done = subprocess.run(
-            [tool, "-w", "5", *arguments],
-            env={"PATH": PATH, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        if check:
-            raise Failed(f"{tool}: {error}") from None
+def _keeps_alive(agent: int) -> bool:
+    """Does the machine or container end with the agent, as on Fly and under a container's small init?"""
+    found = stat(agent)
+    if found is None or found[0] != 1:
         return False
-    if check and done.returncode != 0:
-        raise Failed(f"{tool} {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.returncode == 0
-
-
-def resolved(host: str) -> list[str]:
-    try:
-        return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
-    except OSError:
-        return []
-
-
-def local(address: str) -> bool:
-    """Is this an address of the machine (or namespace) that we are on?"""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
-
-
-def tools_of(addresses: Iterable[str]) -> dict[str, list[str]]:
-    """Which program drops packets of which addresses."""
-    found: dict[str, list[str]] = {}
-    for address in addresses:
-        found.setdefault("ip6tables" if ":" in address else "iptables", []).append(address)
-    return found
-
-
-def rules(fault: str, facts: Facts) -> dict[str, dict[str, list[list[str]]]]:
-    """What each tool drops in each direction: {tool: {chain: [match]}}."""
-    peers = tools_of(a for host in facts.peers for a in resolved(host) if not local(a))
-    etcd = [(a, port) for host, port in facts.etcd for a in resolved(host) if not local(a)]
-    found: dict[str, dict[str, list[list[str]]]] = {}
-    everywhere = fault in ("isolate", "deaf", "mute", "lossy")
-    for tool in TOOLS:
-        into: list[list[str]] = []
-        out: list[list[str]] = []
-        if everywhere or fault == "cut-replication":
-            into += [["-s", address] for address in peers.get(tool, ())]
-            out += [["-d", address] for address in peers.get(tool, ())]
-        if everywhere or fault == "cut-etcd":
-            mine = [(a, str(port)) for a, port in etcd if (":" in a) == (tool == "ip6tables")]
-            into += [["-s", address, "-p", "tcp", "--sport", port] for address, port in mine]
-            out += [["-d", address, "-p", "tcp", "--dport", port] for address, port in mine]
-        if everywhere or fault == "cut-clients":
-            ports = [str(port) for port in (facts.ports if everywhere else facts.client_ports)]
-            into += [["-p", "tcp", "--dport", port] for port in ports]
-            out += [["-p", "tcp", "--sport", port] for port in ports]
-        chains = {"INPUT": into if fault != "mute" else [], "OUTPUT": out if fault != "deaf" else []}
-        if any(chains.values()):
-            found[tool] = chains
-    return found
-
-
-def why_no_network(facts: Facts) -> str:
-    """Why this node's packets cannot be dropped; "" when they can."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    capable = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
-    if not capable >> NET_ADMIN & 1:
-        return "the agent may not change the firewall: it needs root or the capability NET_ADMIN"
-    addresses = [address for host in facts.peers for address in resolved(host)]
-    if not addresses:
-        return "the addresses of the other nodes cannot be found"
-    if any(local(address) for address in addresses):
-        return "the node shares its network with another node"
-    for tool in tools_of(addresses):
-        if shutil.which(tool, path=PATH) is None:
-            return f"{tool} is not installed"
-        if not firewall(tool, "-n", "-L", "INPUT", check=False):
-            return f"{tool} does not work here"
-    return ""
+    with contextlib.suppress(OSError):
+        small = Path("/proc/1/comm").read_text().strip() in ("tini", "docker-init", "dumb-init", "catatonit")
+        return small or b"\0FLY_MACHINE_ID=" in b"\0" + Path(f"/proc/{agent}/environ").read_bytes()
+    return False
 
 
 def offer(facts: Facts, faults: Iterable[str]) -> dict[str, str]:
     """Every fault, and why it cannot be had on this node; "" when it can."""
     first = "the agent is the first process of its container, which nobody inside can kill or freeze"
+    only = "the agent is what its machine is there for: without it the machine ends"
     family, network = Family(facts), why_no_network(facts)
     found = {}
     for fault in faults:
@@ -306,6 +210,8 @@ def offer(facts: Facts, faults: Iterable[str]) -> dict[str, str]:
         if verb in ("kill", "freeze"):
             if part in ("agent", "node") and facts.agent[0] == 1:
                 found[fault] = first
+            elif part in ("agent", "node") and verb == "kill" and _keeps_alive(facts.agent[0]):
+                found[fault] = only
             else:
                 found[fault] = "" if family.find(part) else f"{part} does not run here"
         elif fault == "cut-etcd" and not network:
@@ -364,38 +270,15 @@ class Broken:
     def _cut(self, fault: str, port: int) -> None:
         if why := why_no_network(self.facts):
             raise Failed(why)
-        chance = ["-m", "statistic", "--mode", "random", "--probability", "0.200"] if fault == "lossy" else []
-        found = rules(fault, self.facts)
+        found = {tool: chains for tool, chains in rules(fault, self.facts).items() if works(tool)}
         self.tools = list(found)
         self._save()
-        for tool, chains in found.items():
-            self._remove(tool)
-            for chain, matches in chains.items():
-                own, ours = CHAINS[chain], "--dport" if chain == "INPUT" else "--sport"
-                firewall(tool, "-N", own)
-                firewall(tool, "-A", own, "-i" if chain == "INPUT" else "-o", "lo", "-j", "RETURN")
-                firewall(tool, "-A", own, "-p", "tcp", ours, str(port), "-j", "RETURN")
-                if fault == "cut-clients":
-                    side = "-s" if chain == "INPUT" else "-d"
-                    for address in tools_of(a for host in self.facts.peers for a in resolved(host)).get(tool, ()):
-                        firewall(tool, "-A", own, side, address, "-j", "RETURN")
-                for match in matches:
-                    firewall(tool, "-A", own, *match, *chance, "-j", "DROP")
-        for tool in found:  # last, and close together
-            for chain, own in CHAINS.items():
-                firewall(tool, "-I", chain, "-j", own)
-
-    def _remove(self, tool: str) -> None:
-        for chain, own in CHAINS.items():
-            while firewall(tool, "-D", chain, "-j", own, check=False):
-                pass
-            firewall(tool, "-F", own, check=False)
-            firewall(tool, "-X", own, check=False)
+        cut(found, fault, port, self.facts)
 
     def mend(self) -> str:
         """Undo everything. Returns what an operator should know, "" mostly."""
         for tool in self.tools:
-            self._remove(tool)
+            uncut(tool)
         send(self.frozen, signal.SIGCONT)
         said = self._start_agent()
         with contextlib.suppress(FileNotFoundError):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import drill_helper, drill_victims
+from agent import drill_helper, drill_network
 from agent.drill_helper import Session, listen
-from agent.drill_victims import Broken, Facts, Failed, left_behind, named, rules
+from agent.drill_network import Facts, Failed, rules
+from agent.drill_victims import Broken, left_behind, named
 from chaos.drills import DRILLS
 from chaos.live import fault_of, longest_s, why_not
 from cluster.drill_orders import (
@@ -129,8 +130,9 @@ def line(word: str, number: int, key: str = KEY) -> bytes:
 
 
 def ask(drill: socket.socket, what: bytes) -> str:
+    """The first line of the answer."""
     drill.sendall(what)
-    return drill.recv(500).decode().strip()
+    return drill.recv(500).decode().split("\n")[0]
 
 
 def test_the_helper_breaks_when_the_drill_has_come_and_mends_when_it_is_over() -> None:
@@ -198,7 +200,7 @@ def test_a_directory_is_not_found_in_the_name_of_another() -> None:
 
 
 def test_only_packets_of_the_cluster_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drill_victims, "local", lambda address: address == "192.0.2.1")
+    monkeypatch.setattr(drill_network, "local", lambda address: address == "192.0.2.1")
     facts = Facts(
         (1, 1),
         "/data",
