@@ -30,6 +30,7 @@ NONCE_S = 10.0
 NONCES = 32  # given out and not used yet; the oldest make room
 START_S = 10.0
 MEND_S = 30.0
+ENDING_S = 2.0  # a helper that has answered for the last time is gone by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class NodeDrills:
         self._nonces: dict[str, float] = {}
         self._running: tuple[Order, Helper, Note] | None = None
         self._started = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._busy = asyncio.Lock()
         self._log = logging.getLogger("flypg.drills")
 
@@ -147,6 +150,9 @@ class NodeDrills:
 
     async def begin(self, order: Order, nonce: str, note: Note) -> int:
         async with self._busy:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ENDING_S):
+                    await self._idle.wait()
             if self._running is not None:
                 raise DrillRefused(409, f"a drill is under way on {self._setup.node}: {self._running[0]}")
             assert self._key is not None, "the order was checked"
@@ -161,6 +167,7 @@ class NodeDrills:
                 await helper.close()
                 raise DrillRefused(409, str(said.get("error", "the helper did not start")))
             self._running = order, helper, note
+            self._idle.clear()
             self._started.set()
             self._log.warning("drill", extra={"fault": order.fault, "for_s": order.for_s, "by": order.asked_by})
             return int(said["port"])
@@ -180,6 +187,7 @@ class NodeDrills:
                 await self._mend()
                 why = "its helper was killed"
             self._running = None
+            self._idle.set()
             self._log.info("drill_ended", extra={"why": why})
             await note(why)
 
