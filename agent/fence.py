@@ -38,7 +38,7 @@ class Fence:
         self._stdin = self._stdout = -1
         self._buffer = b""
         self._ready = asyncio.Event()
-        self._before: tuple[int, int] | None = None  # pid and start of the fence of the agent before us
+        self._before: list[tuple[int, int]] = []  # pid and start of the fences of agents before us
         self._supervisor: asyncio.Task[None] | None = None
         self._check: asyncio.TimerHandle | None = None
         self._log = logging.getLogger("flypg.fence")
@@ -54,12 +54,12 @@ class Fence:
 
     @property
     def inherited(self) -> bool:
-        """Does the fence of an agent before us still hold its last order? It ends when ours has confirmed one."""
-        return self._before is not None
+        """Does a fence of an agent before us still hold its last order? It ends when ours has confirmed one."""
+        return bool(self._before)
 
     async def start(self) -> None:
         """Start the fence. Raises CommandFailed when it does not come up within five seconds."""
-        self._before = self._fence_before()
+        self._before = self._fences_before()
         self._spawn()
         try:
             async with asyncio.timeout(5.0):
@@ -193,30 +193,35 @@ class Fence:
                 self._ready.set()
             elif word == "ok" and not rest.startswith("unpause"):
                 self._confirmed = rest
-                self._end_the_one_before()
+                self._end_those_before()
             elif word == "fired":
                 self.fired += 1
                 self._log.error("fence_fired", extra={"postmaster": rest})
                 self._on_fired(int(rest))
 
-    def _fence_before(self) -> tuple[int, int] | None:
-        """The fence that an earlier agent has left running, if any."""
-        try:
-            pid, started = (int(word) for word in self._pid_file.read_text().split())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return None
-        ours = b"fence_process.py" in command and str(self._pid_file).encode() in command
-        return (pid, started) if ours and start_time(pid) == started else None
+    def _fences_before(self) -> list[tuple[int, int]]:
+        """The fences that earlier agents have left running. The pid file names only the last one, whose agent may have
+        died before it gave an order, while the one before still holds its own."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            pid = int(entry.name)
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended, or is somebody else's
+                continue
+            ours = any(word.endswith(b"fence_process.py") for word in words) and os.fsencode(self._pid_file) in words
+            if ours and (started := start_time(pid)) is not None:
+                found.append((pid, started))
+        return found
 
-    def _end_the_one_before(self) -> None:
-        """Ours has an order now: the fence of the agent before is not needed any more."""
-        if self._before is None:
-            return
-        pid, started = self._before
-        self._before = None
-        if start_time(pid) == started:
-            os.kill(pid, signal.SIGKILL)
+    def _end_those_before(self) -> None:
+        """Ours has an order now: the fences of the agents before are not needed any more."""
+        for pid, started in self._before:
+            if start_time(pid) == started:
+                os.kill(pid, signal.SIGKILL)
+        self._before = []
 
     def _forget(self) -> None:
         if self._pid is not None:

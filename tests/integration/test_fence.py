@@ -211,6 +211,26 @@ async def test_the_next_agent_takes_over(run_dir: Path, victim: subprocess.Popen
         assert victim.poll() is None
 
 
+async def test_an_agent_that_died_before_its_first_order_hides_no_fence(
+    run_dir: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    """An agent that was restarted twice within a second left a fence that nobody knew: it stopped a healthy primary."""
+    first = Fence(run_dir, lambda pid: None)
+    await first.start()
+    await armed(first, now() + 60, victim.pid)
+    old = first.pid
+    assert old is not None
+    await first.abandon()
+    second = Fence(run_dir, lambda pid: None)
+    await second.start()
+    await second.abandon()
+    async with fence_in(run_dir) as third:
+        assert third.inherited
+        await armed(third, now() + 60, victim.pid)
+        await eventually(lambda: start_time(old) is None)
+        assert not third.inherited
+
+
 async def test_a_dead_or_stuck_fence_is_replaced_with_its_order(run_dir: Path, victim: subprocess.Popen[bytes]) -> None:
     async with fence_in(run_dir) as fence:
         await armed(fence, now() + 60, victim.pid)
