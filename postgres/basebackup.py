@@ -187,12 +187,11 @@ def stream_base_backup(
 
 
 def _cannot_compress(result: abc.PGresult | None) -> bool:
-    """Was the server built without zstd?"""
-    unsupported = b"0A000"
+    """Was the server built without zstd? It says so by "not supported", or by "invalid specification"."""
     return (
         result is not None
         and result.status == pq.ExecStatus.FATAL_ERROR
-        and result.error_field(pq.DiagnosticField.SQLSTATE) == unsupported
+        and result.error_field(pq.DiagnosticField.SQLSTATE) in (b"0A000", b"42601")
     )
 
 
