@@ -112,7 +112,7 @@ def measure(system: str, target: Target, drill: Drill, seed: int, say: Callable[
         round(result.healed - result.mended, 3) if result.healed is not None else None,
         problem,
     )
-    say(f"{system}: {drill.name}: {shown}")
+    say(f"{system}: {drill.name}: {_cell([shown])}{f' ({problem})' if problem else ''}")
     return shown
 
 
@@ -169,7 +169,7 @@ def about(names: Sequence[str]) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "flypg": commit(),
         "Patroni": version() if names else "not run",
-        "PostgreSQL": postgres.split()[-1] if postgres else "?",
+        "PostgreSQL": postgres.split()[2] if postgres else "?",
         "etcd": etcd[0].split()[-1] if etcd else "?",
         "HAProxy": haproxy[2] if len(haproxy) > 2 else "?",
         "machine": f"{os.cpu_count()} cores, {memory} GB, Linux {platform.release()}",
@@ -208,7 +208,8 @@ def medians(shown: Sequence[Shown]) -> dict[str, dict[str, float | None]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each fault (1)")
-    parser.add_argument("--only", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="FAULT")
+    parser.add_argument("--add", nargs="+", default=[], metavar="FILE", help="add what earlier runs wrote by --output")
+    parser.add_argument("--only", nargs="*", choices=list(FAULTS), default=list(FAULTS), metavar="FAULT")
     parser.add_argument("--profiles", nargs="*", choices=list(PROFILES), default=["quorum", "async"], metavar="NAME")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("--output", metavar="FILE", help="write every run as JSON")
@@ -218,8 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
-    facts, shown, problems = about(args.profiles), list[Shown](), list[str]()
-    for system, make in beds(args.profiles, say):
+    facts, problems = about(args.profiles), list[str]()
+    shown = [Shown(**run) for file in args.add for run in json.loads(Path(file).read_text())["runs"]]
+    for system, make in beds(args.profiles, say) if args.only else []:
         try:
             with make() as bed:
                 for name in args.only:
