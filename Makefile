@@ -7,7 +7,7 @@ RUNS ?= $(or $(BENCH_RUNS),5)
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers soak lint format lock image wheel wheels clean
+.PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers soak lint format lock image sbom wheel wheels clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,9 +84,21 @@ wheel: .venv/.ready-dev  ## build dist/flypg-VERSION-py3-none-any.whl
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .
 	@ls dist/flypg-$(VERSION)-*.whl
 
-wheels: .venv/.ready-dev  ## put the packages of requirements.lock into wheels/, for image builds that reach no index
+sbom:  ## print the bill of materials of the image (CycloneDX; IMAGE=flypg)
+	@docker run --rm --network none --entrypoint cat $(IMAGE) /usr/share/flypg/sbom.json
+
+# FOR=3.13: also those of another Python than this one, for a base image that has it
+wheels: wheels/.ready$(FOR)  ## put the packages of requirements.lock into wheels/, for image builds that reach no index (FOR=3.13)
+
+wheels/.ready: requirements.lock | .venv/.ready-dev
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null
+	@rm -rf wheels
 	@$(PYTHON) -m pip wheel -q --no-deps -r requirements.lock -w wheels
+	@touch $@
+
+wheels/.ready%: wheels/.ready
+	@$(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version $* --find-links wheels -r requirements.lock -d wheels
+	@touch $@
 
 clean:  ## remove what builds and tests leave behind (not a cluster's data)
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv build dist wheels *.egg-info .mypy_cache .ruff_cache .pytest_cache
