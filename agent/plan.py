@@ -48,7 +48,7 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
     ):
         return Plan(ApplySettings(spec.parameters, spec.hba), "the operator's settings changed")
     if view.phase is Phase.REVOKING:
-        return promise_for(snap, view, local)
+        return promise_for(snap, view, local, now)
     if view.primary == me:
         return as_primary(snap, view, local, now)
     return as_standby(snap, view, local, now)

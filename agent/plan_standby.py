@@ -25,6 +25,7 @@ from cluster.model import HandoverStage, NodeId, Phase, Position, RequestKind, S
 from postgres.instance import Data, JobKind, Run
 
 JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
+DEPOSED_WAIT_S = 1.5  # for the others to open the next term before the old primary comes back
 HUNG_MAX_S = 30.0
 ALONE_MAX_S = 10.0  # a start without a primary to receive from; after that it is taken to lack WAL
 PRIMARY_STATES = ("in production", "shutting down", "in crash recovery")  # of a control file whose server crashed
@@ -37,13 +38,26 @@ def upstream_at(view: View, node: NodeId | None) -> Upstream | None:
     return Upstream(member.node, member.host, member.ports.postgres, view.term) if member is not None else None
 
 
-def _can_promise(local: Local) -> Plan | None:
+def _while_others_take_over(view: View, local: Local, now: float) -> Plan | None:
+    """Crash recovery of the old primary can wait: as a rule the others need neither its word nor the disk and the
+    processors it may share with them."""
+    since = local.down_since
+    if view.phase is Phase.OPEN or view.deposed != local.me or since is None or now - since >= DEPOSED_WAIT_S:
+        return None
+    if view.phase is Phase.PROMOTING and view.rule is not None and local.me in view.rule.voters:
+        return None
+    return Plan(None, f"it starts when term {view.term} is open, or in {DEPOSED_WAIT_S:g} s")
+
+
+def _can_promise(view: View, local: Local, now: float) -> Plan | None:
     """What must happen before this node can say where it stands; None when it can."""
     inst = local.instance
     if inst.data is not Data.PRESENT or local.disk.copying:
         return Plan(None, "no complete data: this node has nothing to promise")
     if inst.run is Run.DOWN:
-        return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
+        return _while_others_take_over(view, local, now) or Plan(
+            StartStandby(None), "start detached, to see where this node's WAL ends"
+        )
     if inst.run is Run.STARTING:
         return Plan(None, "PostgreSQL is starting", soon=True)
     if inst.run is Run.HUNG:
@@ -59,12 +73,12 @@ def _can_promise(local: Local) -> Plan | None:
     return None
 
 
-def promise_for(snap: Snapshot, view: View, local: Local) -> Plan:
+def promise_for(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     """While a term is being opened: detach, and say where this node stands."""
     given = local.disk.promise
     if local.disk.promised > view.term:
         return _publish(snap, local) or Plan(None, f"this node has promised term {local.disk.promised} already")
-    if (first := _can_promise(local)) is not None:
+    if (first := _can_promise(view, local, now)) is not None:
         return first
     fetch = view.fetch
     if fetch is not None and fetch.node == local.me and given is not None and given.position < fetch.until:
@@ -113,7 +127,7 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     if inst.data is not Data.PRESENT or local.disk.copying:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
-        return _start(snap, view, local, upstream)
+        return _while_others_take_over(view, local, now) or _start(snap, view, local, upstream)
     waits = local.last_start is None or now - local.last_start > ALONE_MAX_S
     if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream and waits:
         return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")

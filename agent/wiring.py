@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from agent.drills import DrillSetup
 
 ANY = ("0.0.0.0", "::")
-NEAR_S = 0.1  # for a connection to a primary in this region; a client that is held is tried again as often
+NEAR_S = 0.05  # for a connection to a primary in this region; a client that is held is tried again as often
 FAR_S = 1.0  # to one on the other side of the world
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from cluster.model import NodeId, Rule
+from cluster.model import NodeId, NodeReport, Phase, Rule, ServerState, View
 
 
 def needed(rule: Rule) -> int:
@@ -48,3 +48,16 @@ def missing(rules: Iterable[Rule], promised: Set[NodeId]) -> Missing | None:
         if not satisfied(rule, promised):
             return Missing(rule, needed(rule) - len(rule.voters & promised), rule.voters - promised)
     return None
+
+
+def barrier_passed(view: View, report: NodeReport | None) -> bool:
+    """Does the node that was chosen for this term say that it has passed its barrier under the newest rule? From then on
+    it acknowledges under that rule, which every later term has to satisfy; the open view only says so to everybody."""
+    return (
+        view.phase is Phase.PROMOTING
+        and report is not None
+        and report.node == view.primary
+        and report.state is ServerState.PRIMARY
+        and report.barrier_term == view.term
+        and report.applied == view.rules[-1]
+    )

@@ -132,6 +132,36 @@ async def helper(config: InstanceConfig, name: str) -> AsyncIterator[Connection]
         await connection.close()
 
 
+class Spare:
+    """At most one `helper` connection, opened before it is needed."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+
+    async def open(self, config: InstanceConfig) -> None:
+        """Have one ready. Without an error: whoever takes it opens another when there is none."""
+        await self.drop()
+        with contextlib.suppress(PostgresUnavailable):
+            self._connection = await connect_local(config, name="flypg_spare")
+
+    @contextlib.asynccontextmanager
+    async def helper(self, config: InstanceConfig, name: str) -> AsyncIterator[Connection]:
+        """The one that is ready, if it still is; otherwise a new one. Closed in any case."""
+        connection, self._connection = self._connection, None
+        if connection is None or connection.closed:
+            connection = await connect_local(config, name=name)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            cut(connection)
+            await connection.close()
+
+
 class Session:
     """The one local connection that stays open, so that looking costs neither a fork nor an authentication.
 

@@ -38,8 +38,13 @@ async def detach(parts: Parts, known_timeline: int = 0) -> Position:
     if not before.in_recovery:
         raise InstanceError("this server is a primary: it has nothing to detach from; stop it")
     await change(parts, parts.files.detached())
-    await _end_receiver(parts)
-    return await _position(parts, before.received_timeline, known_timeline)
+    identifying = asyncio.ensure_future(identify(parts))  # a new connection takes as long as the receiver's end
+    try:
+        await _end_receiver(parts)
+        return await _position(parts, before.received_timeline, known_timeline, identifying)
+    finally:
+        identifying.cancel()
+        await asyncio.wait({identifying})
 
 
 async def _end_receiver(parts: Parts) -> None:
@@ -63,7 +68,10 @@ async def _end_receiver(parts: Parts) -> None:
                 await asyncio.sleep(SETTLE_S)
 
 
-async def _position(parts: Parts, received_timeline: int | None, known_timeline: int) -> Position:
+async def _position(
+    parts: Parts, received_timeline: int | None, known_timeline: int, identifying: asyncio.Future[Position]
+) -> Position:
+    """`identifying`: asked before the receiver's end; true if nothing was replayed since."""
     deadline = parts.clock.boottime() + LOCAL_WAL_S
     quiet = 0
     while True:
@@ -79,7 +87,9 @@ async def _position(parts: Parts, received_timeline: int | None, known_timeline:
     if now.received is not None and now.replayed is not None and received_timeline == known_timeline:
         replayed = Position(known_timeline, now.replayed)  # replay cannot be on a newer one than what was received
     else:
-        replayed = await identify(parts)
+        replayed = await identifying
+        if replayed.lsn != now.replayed:
+            replayed = await identify(parts)
     if not now.in_recovery or parts.postmaster.receivers():
         raise InstanceError("the server changed while it was being detached; asking again")
     return furthest(replayed, now.received, received_timeline or await newest_timeline_at(parts, now.received))

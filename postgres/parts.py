@@ -14,7 +14,7 @@ from cluster.model import NodeId
 from postgres import queries
 from postgres.command import Account
 from postgres.config import Dynamic, InstanceConfig
-from postgres.connection import Session
+from postgres.connection import Session, Spare
 from postgres.files import DiskThread
 from postgres.process import Postmaster
 from postgres.server_files import ServerFiles
@@ -33,6 +33,7 @@ class Parts:
     disk: DiskThread
     postmaster: Postmaster
     session: Session
+    spare: Spare
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float, otherwise: str, clock: Clock) -> None:

@@ -7,22 +7,24 @@ files with nothing but a comment; followers fetch and ignore them.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cluster.errors import InstanceError, PostgresUnavailable
-from cluster.model import Rule
+from cluster.model import Position, Rule
 from postgres import queries, slots
 from postgres.command import Account
 from postgres.config import standby_names
 from postgres.detach import identify
 from postgres.files import fsync_directory, remove, write_atomically
-from postgres.parts import Parts, change
+from postgres.parts import Parts, change, until
 
+USUAL_S = 0.3  # what a promotion takes as a rule; one that takes longer is looked after by later turns
 STUB = "# skipped by flypg: this timeline was allocated to another primary or never used\n"
 HISTORY_NAME = re.compile(r"([0-9A-F]{8})\.history\Z")
 
@@ -31,9 +33,12 @@ def history_name(timeline: int) -> str:
     return f"{timeline:08X}.history"
 
 
-async def promote(parts: Parts, timeline: int, rule: Rule) -> None:
-    """Ask for promotion to `timeline` under `rule`. Raises InstanceError when PostgreSQL could not pick that
-    timeline."""
+async def promote(parts: Parts, timeline: int, rule: Rule, at: Position | None = None) -> None:
+    """Ask for promotion to `timeline` under `rule`, and wait a moment for it. Raises InstanceError when PostgreSQL
+    could not pick that timeline.
+
+    `at`: where it stands for good, detached; None: to be asked.
+    """
     look = await parts.session.ask(queries.look)
     if not look.in_recovery:
         now = int(look.timeline or "0", 16)
@@ -41,11 +46,12 @@ async def promote(parts: Parts, timeline: int, rule: Rule) -> None:
             raise InstanceError(f"already primary, but on timeline {now} instead of {timeline}")
         return
     names = standby_names(rule)
-    at = await identify(parts)
+    if at is None:
+        at = await identify(parts)
     if at.timeline >= timeline:
         raise InstanceError(f"cannot be promoted to timeline {timeline}: already on timeline {at.timeline}")
     await slots.add(parts, rule.voters)  # without one a voter could not stream, and nothing would be acknowledged
-    await asyncio.to_thread(reserve, parts.config.pgdata / "pg_wal", at.timeline, timeline, parts.owner)
+    await parts.disk.do(partial(reserve, parts.config.pgdata / "pg_wal", at.timeline, timeline, parts.owner))
     files = parts.files
     await change(
         parts, replace(files.dynamic, names=names, upstream=None, standing=files.dynamic.standing and bool(names))
@@ -55,6 +61,13 @@ async def promote(parts: Parts, timeline: int, rule: Rule) -> None:
     if not parts.postmaster.send(signal.SIGUSR1):
         remove(signal_file)
         raise PostgresUnavailable("PostgreSQL ended before it could be promoted")
+    await parts.spare.open(parts.config)  # while it is being promoted: the barrier comes next
+
+    async def promoted() -> bool:
+        return not await parts.session.ask(queries.in_recovery)
+
+    with contextlib.suppress(InstanceError):
+        await until(promoted, USUAL_S, "not promoted", parts.clock)
 
 
 def reserve(pg_wal: Path, current: int, timeline: int, owner: Account | None) -> None:

@@ -147,7 +147,7 @@ async def barrier(parts: Parts, rule: Rule) -> None:
     if look.names != names:
         raise InstanceError(f"PostgreSQL runs {look.names!r}, not {names!r}: apply the rule first")
     deadline = parts.clock.boottime() + BARRIER_S
-    async with helper(parts.config, "flypg_barrier") as connection:
+    async with parts.spare.helper(parts.config, "flypg_barrier") as connection:
         committing = asyncio.ensure_future(bounded(connection, queries.emit(connection, "barrier"), BARRIER_S + 1))
         try:
             while not committing.done():

@@ -18,7 +18,7 @@ from cluster.model import NodeId, Position, Rule, Upstream
 from postgres import adoption, command, promotion, queries, rules, settings, slots
 from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
-from postgres.connection import Session, bounded, connect_remote, helper
+from postgres.connection import Session, Spare, bounded, connect_remote, helper
 from postgres.controldata import ControlData
 from postgres.files import DiskThread
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
@@ -42,11 +42,15 @@ class LocalInstance:
         owner = command.account(config.user)
         files = ServerFiles(config, me, owner)
         postmaster = Postmaster(config.pgdata, self._changed)
-        self._parts = Parts(config, me, owner, clock, files, DiskThread(), postmaster, Session(config))
+        self._parts = Parts(config, me, owner, clock, files, DiskThread(), postmaster, Session(config), Spare())
         self._observer = Observer(self._parts)
         self._launcher = Launcher(self._parts)
         self._jobs = Jobs(self._parts, self._changed)
         self._pruned_at = clock.boottime()
+        self._detached: tuple[int | None, Position] | None = (
+            None  # the postmaster that follows nobody, and where it stands
+        )
+        self._served = False  # was it a primary when it was last seen?
 
     @property
     def config(self) -> InstanceConfig:
@@ -65,6 +69,7 @@ class LocalInstance:
         await self._jobs.close()
         await self._observer.close()
         await self._parts.session.drop()
+        await self._parts.spare.drop()
         self._parts.postmaster.close()
         self._parts.disk.close()
 
@@ -85,10 +90,11 @@ class LocalInstance:
         data = self._data()
         down = seen.run is Run.DOWN
         died = down and data is Data.PRESENT and files.mark == "started"
-        if down:
-            reap_orphans()
-        else:
+        news, self._served = died and self._served, seen.look is not None and not seen.look.in_recovery
+        if not down:
             await self._prune_logs()
+        elif not news:
+            reap_orphans()
         state = InstanceState(
             data=data,
             run=seen.run,
@@ -97,11 +103,13 @@ class LocalInstance:
             upstream=files.dynamic.upstream,
             gate_open=files.gate_open and not down,
             names=files.dynamic.names,
-            fault=seen.fault or (self._observer.why_it_died(self._launcher.logged) if died else ""),
+            fault=seen.fault or (self._observer.why_it_died(self._launcher.logged) if died and not news else ""),
             data_generation=files.generation,
             settings_generation=files.fingerprint,
         )
-        if data is Data.PRESENT:
+        if news:  # that a primary has died is told first, what its files say is looked at after
+            self._changed()
+        elif data is Data.PRESENT:
             state = replace(state, control=await self._control(down))
         return _with_look(state, seen)
 
@@ -198,13 +206,18 @@ class LocalInstance:
     # Standby.
 
     async def follow(self, upstream: Upstream) -> None:
+        self._detached = None
         await change(self._parts, replace(self._parts.files.dynamic, upstream=upstream))
 
     async def detach(self) -> Position:
-        return await detaching.detach(self._parts, self._observer.replay_timeline)
+        self._detached = None
+        position = await detaching.detach(self._parts, self._observer.replay_timeline)
+        self._detached = (self._parts.postmaster.find(), position)
+        return position
 
     async def promote(self, timeline: int, rule: Rule) -> None:
-        await promotion.promote(self._parts, timeline, rule)
+        pid, at = self._detached or (None, None)
+        await promotion.promote(self._parts, timeline, rule, at if pid == self._parts.postmaster.find() else None)
 
     # Primary.
 

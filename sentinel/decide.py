@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.model import Durability, Phase, RequestKind, ServerState, Snapshot, View
-from cluster.quorum import missing
+from cluster.quorum import barrier_passed, missing
 from sentinel.actions import Answer, Decision, PutView, Resign, wait
 from sentinel.candidates import Chosen, choose, may_lead, standing_promises
 from sentinel.evidence import Evidence, Weight, evidence
@@ -160,9 +160,7 @@ def _async_wait(view: View, snap: Snapshot, seen: Observations, now: float) -> s
 def _promoting(view: View, snap: Snapshot, seen: Observations, now: float) -> Decision:
     assert view.primary is not None
     report = snap.reports.get(view.primary)
-    newest = view.rules[-1]
-    serves = report is not None and report.barrier_term == view.term and report.state is ServerState.PRIMARY
-    if serves and report is not None and report.applied == newest:
+    if barrier_passed(view, report):
         text = f"{view.primary} has passed its barrier in term {view.term}: clients are served"
         return Decision(PutView(opened(view, text), "open", text, view.primary), text)
     if any(p.term > view.term for p in snap.promises.values()):

@@ -1,6 +1,7 @@
 """Where this node's ports 5432 and 5434 should lead, from what the cluster has agreed on. Pure.
 
-5432 leads to the primary of an open term and nowhere else; at any other time new connections are held, not refused.
+5432 leads to the primary of an open term, or of one that only waits to be called open, its barrier passed, and nowhere
+else; at any other time new connections are held, not refused.
 5434 leads to the standbys that stream from that primary: those of this node's region, else any, else to the primary.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.model import HandoverStage, Member, NodeId, NodeReport, Phase, ServerState, Spec, View
+from cluster.quorum import barrier_passed
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,11 +52,12 @@ def choose_route(
     if view is None:
         return HOLD
     primary = view.member(view.primary)
-    served = address_of(primary) if primary is not None and view.phase is Phase.OPEN else None
+    is_open = view.phase is Phase.OPEN or barrier_passed(view, reports.get(view.primary) if view.primary else None)
+    served = address_of(primary) if primary is not None and is_open else None
     streaming = _streaming(view, reports)
     readers, readers_why = _readers(view, streaming, spec, me, lag_bytes or {}, served)
     keep = frozenset(address_of(m) for m in streaming) | ({served} if served is not None else frozenset())
-    if view.phase is not Phase.OPEN:
+    if not is_open:
         return Route(None, None, readers, keep, f"held: term {view.term} is {view.phase}, not open; {readers_why}")
     if primary is None or served is None:
         return Route(None, None, readers, keep, f"held: the primary {view.primary} is not a member; {readers_why}")

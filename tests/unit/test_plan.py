@@ -252,6 +252,26 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     # revoking
     ("a standby promises", snap(revoking()), local("b", as_standby()), GivePromise(NEXT)),
     ("one that is down starts detached first", snap(revoking()), local("b", down()), StartStandby(None)),
+    (
+        "the old primary that has just died lets the others go first",
+        snap(revoking()),
+        local("a", down(), down_since=99.5),
+        None,
+    ),
+    (
+        "for a moment only: they may not be enough",
+        snap(revoking()),
+        local("a", down(), down_since=98.0),
+        StartStandby(None),
+    ),
+    ("a standby does not wait", snap(revoking()), local("b", down(), down_since=99.5), StartStandby(None)),
+    ("nor does the old primary follow yet", snap(promoting()), local("a", down(), down_since=99.5), None),
+    (
+        "unless the new one waits for it",
+        snap(promoting(rules=(rule(), rule(B, "a", term=NEXT)))),
+        local("a", down(), down_since=99.5),
+        StartStandby(None),
+    ),
     ("the old primary stops at once", snap(revoking()), local("a", as_primary()), Stop(fast=False)),
     ("and then says where it ended", snap(revoking()), local("a", as_standby()), GivePromise(NEXT)),
     (

@@ -14,6 +14,7 @@ from cluster.model import (
     NodeId,
     NodeReport,
     Phase,
+    Rule,
     ServerState,
     Spec,
     View,
@@ -29,6 +30,11 @@ MEMBERS = (
 )
 OPEN = View(7, Phase.OPEN, N1, 3, (), members=MEMBERS)
 REVOKING = replace(OPEN, term=8, phase=Phase.REVOKING, primary=None)
+
+
+RULE = Rule(8, N2, frozenset({N3}), 1)
+PROMOTING = replace(REVOKING, phase=Phase.PROMOTING, primary=N2, rules=(Rule(7, N1, frozenset({N2, N3}), 1), RULE))
+PASSED = NodeReport(MEMBERS[1], "run", ServerState.PRIMARY, term=8, applied=RULE, barrier_term=8)
 
 
 def standby(node: NodeId, *, following: NodeId | None = N1, streaming: bool = True) -> NodeReport:
@@ -58,6 +64,28 @@ STORIES = [
         None,
         (A2, A3),
     ),
+    (
+        "its barrier passed: clients need not wait until the term is called open",
+        PROMOTING,
+        reports(PASSED, standby(N3)),
+        {},
+        N2,
+        A2,
+        A2,
+        (A3,),
+    ),
+    (
+        "not with the barrier of another rule",
+        PROMOTING,
+        reports(replace(PASSED, applied=replace(RULE, serial=1)), standby(N3)),
+        {},
+        N2,
+        None,
+        None,
+        (A3,),
+    ),
+    ("nor of another term", PROMOTING, reports(replace(PASSED, barrier_term=7)), {}, N2, None, None, ()),
+    ("nor of another node", PROMOTING, reports(replace(PASSED, member=MEMBERS[2])), {}, N2, None, None, ()),
     ("founding: held", replace(OPEN, phase=Phase.FOUNDING), {}, {}, N1, None, None, ()),
     (
         "handover prepares: clients still work",
