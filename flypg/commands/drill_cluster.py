@@ -51,6 +51,7 @@ def run(args: argparse.Namespace, drills: Sequence[Drill]) -> Reply:
     cluster = LiveCluster(
         target.cluster, target.etcd, view.members, password, remotes, through=through, say=progress.now
     )
+    progress.done(f"{target.said}: {', '.join(remotes)}")
     cluster.on_restarted = _remembered(args, target)
     results: list[Result] = []
     problem = ""
@@ -142,7 +143,7 @@ def _begin_allowed(
         return
     lines = [f"{target.said}: {', '.join(m.node for m in members)}; its databases: {', '.join(others)}."]
     lines += [f"  {d.name}: {d.about}, for at most {longest_s(d):g} s" for d in drills]
-    lines.append(f"Each {args.repeat} times, while clients use it.")
+    lines.append("Clients that use it will notice." + (f" Each {args.repeat} times." if args.repeat > 1 else ""))
     confirm("\n".join(lines), typed=cluster.cluster, unless="--yes")
 
 

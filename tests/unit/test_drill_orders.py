@@ -30,6 +30,7 @@ from cluster.drill_orders import (
     tag,
     write_order,
 )
+from flypg.main import main
 
 GOOD = '{"fault": "freeze-postgres", "for_s": 20, "asked_by": "root@ops"}'
 BAD = [
@@ -86,6 +87,28 @@ def test_every_drill_says_whether_it_can_be_had_over_a_cluster() -> None:
     assert not can & {"kill-etcd", "fill-wal", "fill-data", "lose-machine"}
     assert all(fault_of(DRILLS[name]) in FAULTS for name in can - {"switchover"})
     assert all(longest_s(DRILLS[name]) <= LONGEST_S for name in can)
+
+
+WRONG = [
+    ("two clusters", ["switchover", "--local", "--cluster"], "--local and --cluster"),
+    ("a drill taken for a name", ["switchover", "--cluster", "kill-postgres"], "give --cluster after the drills"),
+    ("namespaces are a testbed's", ["switchover", "--namespaces", "--cluster"], "--namespaces is for a testbed"),
+    ("no port", ["switchover", "--through", "db", "--cluster"], "expected HOST:PORT"),
+    ("a port that is none", ["switchover", "--through", "db:99999", "--cluster"], "expected HOST:PORT"),
+    ("options without --cluster", ["switchover", "--etcd", "e1:2379"], "add --cluster"),
+    ("an unknown drill", ["kill-postgers", "--cluster"], "did you mean kill-postgres"),
+    ("no such cluster", ["switchover", "--dir", "/nonexistent", "--cluster"], "no local cluster"),
+]
+
+
+@pytest.mark.parametrize(("words", "why"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_what_makes_no_sense_breaks_nothing(
+    words: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLYPG_ETCD_ENDPOINTS", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/usr/bin/{name}")
+    assert main(["drill", "run", *words]) == 2
+    assert why in capsys.readouterr().err
 
 
 # --- the helper ---------------------------------------------------------------------------------------------------
