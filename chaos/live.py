@@ -27,6 +27,7 @@ from cluster.endpoints import EtcdOptions
 from cluster.model import Member
 
 DATABASE = "flypg_drill"
+POOLED = "SELECT to_regprocedure('flypg.user_lookup(text)') IS NOT NULL"
 REMARK = "made by flypg drill, which removes it"
 OF_THE_SERVER = ("postgres", "template0", "template1", DATABASE)
 ELSEWHERE = {"kill-standby": "kill-node", "freeze-standby": "freeze-node", "restart-agent": "kill-agent"}
@@ -163,6 +164,19 @@ class LiveCluster(Target):
             wire.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", timeout_s=SQL_S)
             wire.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0", timeout_s=SQL_S)
             wire.execute(f"COMMENT ON DATABASE {DATABASE} IS '{REMARK}'", timeout_s=SQL_S)
+            pooled = wire.execute(POOLED, timeout_s=SQL_S)[0][0] == "t"
+        finally:
+            wire.close()
+        if pooled:
+            self._wait_pooled()
+
+    def _wait_pooled(self) -> None:
+        """The pooler lets nobody into a new database before the primary's agent has been there."""
+        wire = self._wire(DATABASE)
+        try:
+            until = time.monotonic() + SQL_S
+            while wire.execute(POOLED, timeout_s=SQL_S)[0][0] != "t" and time.monotonic() < until:
+                time.sleep(0.2)
         finally:
             wire.close()
 
