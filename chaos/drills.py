@@ -112,6 +112,7 @@ DRILLS = {
         _of("fill-wal", 3.0, needs=Needs(wal_mb=200)),
         _of("fill-data", 5.0, needs=Needs(data_mb=400, wal_mb=400)),
         _of("cut-replication", 2.0, failovers=(0, 1), hold_s=10.0),
+        _of("halves", 2.0, inside=True, hold_s=15.0),
         _of("bridge", 0.5, failovers=(0,), hold_s=15.0),
         _of("laggard", 23.0, hold_s=20.0, blocked=True),
         _of("cut-clients", 0.5, failovers=(0,)),

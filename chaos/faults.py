@@ -13,7 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from chaos import processes
-from chaos.netns import Network
+from chaos.cuts import (
+    bridge,
+    cut_clients,
+    cut_etcd,
+    cut_from,
+    cut_replication,
+    deaf,
+    halves,
+    isolate,
+    lossy,
+    mute,
+    network_of,
+)
 from chaos.places import Node, Place
 from chaos.processes import Process
 from chaos.target import Target, TestbedError
@@ -138,76 +150,10 @@ def freeze_node(bed: Target, node: Node) -> Undo:
 # --- the network --------------------------------------------------------------------------------------------------
 
 
-def _network(bed: Target) -> Network:
-    if bed.network is None:
-        raise TestbedError("this fault cuts cables: it needs a testbed with namespaces")
-    return bed.network
-
-
-def isolate(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    network.drop(node.name, chain="INPUT")
-    network.drop(node.name, chain="OUTPUT")
-    return lambda: network.heal(node.name)
-
-
-def deaf(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    network.drop(node.name, chain="INPUT")
-    return lambda: network.heal(node.name)
-
-
-def mute(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    network.drop(node.name, chain="OUTPUT")
-    return lambda: network.heal(node.name)
-
-
-def _cut_from(network: Network, place: str, others: Iterable[str]) -> None:
-    for address in others:
-        network.drop(place, chain="INPUT", match=["-s", address])
-        network.drop(place, chain="OUTPUT", match=["-d", address])
-
-
-def cut_etcd(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    _cut_from(network, node.name, [member.address for member in bed.etcd.values()])
-    return lambda: network.heal(node.name)
-
-
-def cut_replication(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    _cut_from(network, node.name, [other.address for other in bed.nodes.values() if other.name != node.name])
-    return lambda: network.heal(node.name)
-
-
-def cut_clients(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    _cut_from(network, node.name, [network.host_address])
-    return lambda: network.heal(node.name)
-
-
-def lossy(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
-    network.lose(node.name, 0.2)
-    return lambda: network.heal(node.name)
-
-
-def _cut_pair(network: Network, one: Node, other: Node) -> None:
-    _cut_from(network, one.name, [other.address])
-
-
-def bridge(bed: Target, node: Node) -> Undo:
-    """Both still see everybody else, and etcd."""
-    network, standby = _network(bed), bed.standbys[0]
-    _cut_pair(network, standby, node)
-    return lambda: network.heal(standby.name)
-
-
 def laggard(bed: Target, node: Node) -> Undo:
     """Only `late` is left, which lacks what `near` has confirmed to clients: nobody may serve until `near` wakes."""
-    network, (near, late, *_) = _network(bed), bed.standbys
-    _cut_pair(network, late, node)
+    network, (near, late, *_) = network_of(bed), bed.standbys
+    cut_from(network, late.name, [node.address])
     time.sleep(LAG_S)
     thaw = freeze_node(bed, near)
     back = lose_machine(bed, node)
@@ -221,7 +167,7 @@ def laggard(bed: Target, node: Node) -> Undo:
 
 
 def lose_machine(bed: Target, node: Node) -> Undo:
-    network = _network(bed)
+    network = network_of(bed)
     heal = isolate(bed, node)  # first: a dying kernel closes no connection
     node.kill()
 
@@ -332,6 +278,7 @@ FAULTS = {
         Fault(
             "cut-replication", "the primary's node is cut off from the other nodes", cut_replication, namespaces=True
         ),
+        Fault("halves", "the primary and one etcd member see nobody else", halves, namespaces=True),
         Fault("bridge", "the primary and one standby do not see each other", bridge, namespaces=True),
         Fault(
             "laggard",
