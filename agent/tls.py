@@ -6,6 +6,7 @@ any moment finds a key that fits. Everything here runs before anything else of t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import ssl
 from collections.abc import Mapping
@@ -229,7 +230,7 @@ def begin(settings: TlsSettings, files: TlsFiles, now: float) -> TlsState:
     elif found is not None and (held := files.held()) is not None:
         state.shown = files.shown(held.certificate)
     if files.bundle.exists():
-        state.bundle = files.bundle
+        state.bundle, state.trusts = files.bundle, hashlib.sha256(files.bundle.read_bytes()).hexdigest()
         with suppress(TypeError, ValueError):
             state.verified = frozenset((str(host), int(port)) for host, port in files.notes().get("verified", ()))
     return state

@@ -82,7 +82,7 @@ class Launcher:
         )
         parts.postmaster.watch(pid)
         deadline = parts.clock.boottime() + LAUNCHED_S
-        while not _launched(read_or_empty(config.pgdata / "postmaster.pid"), pid):
+        while not launched(read_or_empty(config.pgdata / "postmaster.pid"), pid):
             if parts.postmaster.find() is None:
                 await asyncio.sleep(0.1)  # its logger writes the last words
                 said = server_log.reason(read_or_empty(output) + server_log.since(config.log, logged))
@@ -110,7 +110,7 @@ class Launcher:
         await end_leftovers(self._parts.config.pgdata, patience_s=0.0)
 
 
-def _launched(pid_file: str, pid: int) -> bool:
-    """Has this postmaster opened its sockets? It notes its status in line 8 after that."""
+def launched(pid_file: str, pid: int) -> bool:
+    """Has this postmaster opened its sockets? It notes its status in line 8 after that. Before, a SIGHUP may end it."""
     lines = pid_file.splitlines()
     return len(lines) >= 8 and lines[0].strip() == str(pid)

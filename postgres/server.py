@@ -20,10 +20,10 @@ from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, Spare, bounded, connect_remote, helper
 from postgres.controldata import ControlData
-from postgres.files import DiskThread
+from postgres.files import DiskThread, read_or_empty
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
-from postgres.launch import MARK_S, Launcher
+from postgres.launch import MARK_S, Launcher, launched
 from postgres.observer import Observer, Seen
 from postgres.parts import Parts, change, reload
 from postgres.process import Postmaster, reap_orphans
@@ -261,9 +261,11 @@ class LocalInstance:
 
     async def apply_tls(self) -> None:
         """The certificate or who is trusted has changed: written, and read again by a server that runs. Nobody is
-        disconnected. A server that does not run gets it at its start."""
+        disconnected. A server that does not run gets it at its start, one that is just starting when asked again."""
         await self._parts.disk.do(self._parts.files.write_tls)
-        self._parts.postmaster.send(signal.SIGHUP)
+        pid = self._parts.postmaster.find()
+        if pid is not None and launched(read_or_empty(self.config.pgdata / "postmaster.pid"), pid):
+            self._parts.postmaster.send(signal.SIGHUP)
 
     async def keep_slots(self, nodes: frozenset[NodeId]) -> None:
         await slots.keep(self._parts, nodes)
