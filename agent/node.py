@@ -12,11 +12,12 @@ from agent.fence import Fence
 from agent.keeper import Keeper, KeeperConfig
 from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_loop, sentinel_loop
 from agent.node_tls import certificates_of, stats_of
-from agent.pooling import GONE, Pooling, access_loop
+from agent.pooling import Pooling, access_loop, handing_over
 from agent.provider import NodeProvider
 from agent.reader import SharedStore
 from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
+from agent.routing.haproxy_config import door
 from agent.routing.target import choose_route
 from agent.slots import slots_loop
 from agent.wiring import Parts
@@ -102,10 +103,9 @@ class Node:
             log=logging.getLogger("flypg.keeper"),
             config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version, parts.sentinel),
         )
-        self.pooling = Pooling(parts.pooler, self.clock, self.fence.unpause, self.keeper_wake.ring)
+        self.pooling = Pooling(parts.pooler, door(parts.haproxy), self.clock, self.fence.unpause, self.keeper_wake.ring)
         self.keeper.drained = self.pooling.drained
-        self.instance.on_change = self._instance_changed
-        self.watch.on_doubt = self._doubted
+        self.instance.on_change = self.keeper_wake.ring
         self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
             cluster=parts.cluster,
@@ -144,23 +144,8 @@ class Node:
         self.sentinel_wake.ring()
 
     def _watched(self, verdict: Verdict) -> None:
-        """How the primary is found has changed: pooled clients wait while it is gone."""
-        if verdict.answer in GONE:
-            self.pooling.hold()
+        """How the primary is found has changed."""
         self.routing_wake.ring()
-        self.keeper_wake.ring()
-
-    def _doubted(self) -> None:
-        """Nobody knows yet whether the primary still is there: for these milliseconds pooled clients wait."""
-        if self.watch.doubt:
-            self.pooling.hold()
-        self.routing_wake.ring()
-
-    def _instance_changed(self) -> None:
-        snap = self.store.snapshot
-        here = snap is not None and snap.view is not None and snap.view.primary == self.parts.member.node
-        if here and self.instance.postmaster_pid is None:
-            self.pooling.hold()
         self.keeper_wake.ring()
 
     async def start(self) -> None:
@@ -212,13 +197,14 @@ class Node:
     async def _route(self, snap: Snapshot) -> None:
         self.watch.suspect_after_s = snap.spec.suspect_after_s
         route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
-        here = snap.view is not None and snap.view.primary == self.parts.member.node
-        down = self.instance.postmaster_pid is None if here else self.watch.doubt
-        self.pooling.route(route.primary, snap, here=here, down=down, verdict=self.watch.verdict)
+        if handing_over(snap):  # the pooler first: its PAUSE is to cut off no login that HAProxy holds
+            self.pooling.route(snap, there=route.primary is not None)
+            await self.pooling.holding()
         if route != self._routed:
             await self.haproxy.route(route)
             self._routed = route
             self.log.info("route", extra={"to": str(route.primary or "held"), "why": route.why})
+        self.pooling.route(snap, there=route.primary is not None)
 
     async def _apply_tls(self) -> None:
         """Another certificate, or others to trust: for new connections from now on."""

@@ -11,10 +11,10 @@ from agent.keeper import Keeper
 from agent.routing.pooler import LastWill, Pooler
 from agent.routing.pooler_admin import Rows
 from agent.routing.pooler_config import PoolerSettings
-from agent.routing.target import Address
+from agent.routing.target import Address, address_of
 from cluster.clock import Clock
 from cluster.errors import CommandFailed, FlypgError
-from cluster.model import Answer, Phase, Snapshot, Verdict
+from cluster.model import HandoverStage, Phase, Snapshot
 from cluster.pool import PoolMode, modes
 from healthchecks.provider import PoolerStats, PoolStats
 from postgres import roles
@@ -23,19 +23,31 @@ from postgres.connection import Connection, connect_local
 from postgres.doors import Doors
 from postgres.instance import Run
 
-GONE = (Answer.REFUSED, Answer.SILENT)
+HOLD_WITHIN_S = 0.1
 ACCESS_EVERY_S = 60.0
 ACCESS_WITHIN_S = 20.0
 STATS_AGE_S = 5.0
 
 
 class Pooling:
-    """This node's pooler, if there is one."""
+    """This node's pooler, if there is one.
+
+    It connects through this node's HAProxy, which never refuses: while there is no primary, a connection of the pooler
+    waits there like any other client's. So the pooler never meets the failed login after which it turns clients away,
+    and is held itself for a planned change only, when transactions are to end first."""
 
     def __init__(
-        self, settings: PoolerSettings | None, clock: Clock, last_will: LastWill, on_drained: Callable[[], None]
+        self,
+        settings: PoolerSettings | None,
+        door: Address,
+        clock: Clock,
+        last_will: LastWill,
+        on_drained: Callable[[], None],
     ) -> None:
+        """`door`: HAProxy's address for the primary."""
+        self._door = door
         self.pooler = Pooler(settings, clock, last_will, on_drained) if settings is not None else None
+        self._handover = False  # clients wait for a planned change
         self._sessions = True  # every pool is in session mode: a hold does not drain
         self._stats: PoolerStats | None = None
         self._asked_at = float("-inf")
@@ -65,30 +77,22 @@ class Pooling:
         if self.pooler is not None:
             self.pooler.refresh()
 
-    def hold(self) -> None:
-        """The primary is suspected to be gone: pooled clients wait instead of failing, until the next `route`."""
-        if self.pooler is not None:
-            self.pooler.hold()
-
-    def route(
-        self,
-        primary: Address | None,
-        snap: Snapshot,
-        *,
-        here: bool,
-        down: bool,
-        verdict: Verdict | None,
-    ) -> None:
-        """Pooled clients go to `primary`, or wait: while there is none, and while it is found to be gone. `here`: it is
-        this node's; `down`: it does not run, or its connections have just ended."""
+    def route(self, snap: Snapshot, *, there: bool) -> None:
+        """Pooled clients go to the primary, wherever that is. In a planned change they wait from when the old primary
+        stops until HAProxy leads to the new one. `there`: it leads to one."""
         view = snap.view
         if self.pooler is None or view is None:
             return
-        lost = verdict is not None and verdict.term == view.term and verdict.answer in GONE
-        gone = down or (lost and not here)
+        self._handover = handing_over(snap) or (self._handover and not there)
         spec = snap.spec
         self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
-        self.pooler.route(None if gone else primary, spec, max(1, len(view.members)))
+        servers = tuple(sorted(address_of(m) for m in view.members if m.node in snap.reports))
+        self.pooler.route(None if self._handover else self._door, spec, max(1, len(view.members)), servers)
+
+    async def holding(self) -> None:
+        """Return when clients are held, or after a moment."""
+        if self.pooler is not None:
+            await self.pooler.holding(HOLD_WITHIN_S)
 
     def drained(self, request: str) -> bool:
         """Does no pooled transaction run any more? Sessions of session mode are not waited for: they do not end."""
@@ -115,6 +119,12 @@ class Pooling:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
+
+
+def handing_over(snap: Snapshot) -> bool:
+    """Is the primary to stop for a planned change?"""
+    view = snap.view
+    return view is not None and view.handover is not None and view.handover.stage is HandoverStage.STOP
 
 
 def pool_stats(rows: Rows) -> tuple[PoolStats, ...]:

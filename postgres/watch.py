@@ -40,10 +40,6 @@ class Target:
 StreamAge = Callable[[], Awaitable[float | None]]
 
 
-def _nothing() -> None:
-    """Nobody wants to know."""
-
-
 def _prefer(host: str, port: int) -> Mapping[str, str]:
     """Until it is known whom we can verify."""
     return {"sslmode": "prefer"}
@@ -65,8 +61,6 @@ class PrimaryWatch:
         self.credentials = dict(credentials)
         self.security: Callable[[str, int], Mapping[str, str]] = _prefer  # libpq's parameters for TLS to a server
         self.verdict: Verdict | None = None  # None: nobody is watched
-        self.doubt = False  # its open connection has just ended, and it is not known yet what that means
-        self.on_doubt: Callable[[], None] = _nothing  # called when `doubt` changes
         self._stream_age = stream_age
         self._on_change = on_change
         self._target: Target | None = None
@@ -78,7 +72,6 @@ class PrimaryWatch:
         if target != self._target:
             self._target = target
             self._changed.set()
-            self.doubt = False
             self.verdict = Verdict(target.term, target.node, Answer.UNKNOWN) if target is not None else None
 
     async def run(self) -> None:
@@ -104,15 +97,6 @@ class PrimaryWatch:
             self.verdict = verdict
             self._log.info("verdict", extra={"primary": target.node, "term": target.term, "answer": str(answer)})
             self._on_change(verdict)
-        if self.doubt and target == self._target:
-            self.doubt = False
-            self.on_doubt()
-
-    def doubted(self, target: Target) -> None:
-        """The open connection to `target` has ended: whoever can wait should, for the moment it takes to ask anew."""
-        if target == self._target:
-            self.doubt = True
-            self.on_doubt()
 
     async def stream_age(self) -> float | None:
         """Never waits long: a local PostgreSQL that does not answer vouches for nobody."""
@@ -154,7 +138,6 @@ class _OneWatch:
             if line is not None:
                 failed_logins = 0
                 await self._converse(line)
-                self._owner.doubted(self._target)
             elif self._clock() >= next_login:
                 next_login = self._clock() + LOGIN_PAUSES_S[min(failed_logins, len(LOGIN_PAUSES_S) - 1)]
                 failed_logins += 1

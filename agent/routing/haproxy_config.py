@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.routing.slots import REFUSING
+from agent.routing.target import Address
 from cluster.model import Ports
 
 PRIMARY_SLOTS = ("p1", "p2")
@@ -84,6 +85,13 @@ class HAProxySettings:
     program: str = "haproxy"
     maxconn: int = 4000  # client connections of both ports together
     connect_timeout_s: float = 0.25  # above the slowest round trip to a node; held clients are tried again as often
+
+
+def door(settings: HAProxySettings) -> Address:
+    """Where programs of this node find port 5432."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    host = next((h for h in settings.listen if h in loopback), settings.listen[0])
+    return Address(loopback.get(host, host), settings.ports.proxy)
 
 
 def ipv6_works() -> bool:

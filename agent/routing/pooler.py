@@ -1,14 +1,22 @@
-"""PgBouncer on every node: always to the primary; clients are paused, not refused, while there is none.
+"""PgBouncer on every node: to an address that leads to the primary; clients are paused while that is to change.
 
 Theory of operation. PAUSE lets running transactions end and gives no new one a server; a pool that is paused while its
-primary changes loses no client. Then the new address is written, RELOAD, RESUME. PAUSE outlives whoever asked for it,
-so with every PAUSE a last will is deposited (the fence keeps it): RESUME at a given time, or soon after our death. One
-that waits for long transactions, or for the sessions of session mode, is not waited for: new ones are held even so.
+primary changes loses no client. Then RESUME (after a new address was written and a RELOAD, if it is another one). PAUSE
+outlives whoever asked for it, so with every PAUSE a last will is deposited (the fence keeps it): RESUME at a given
+time, or soon after our death. One that waits for long transactions, or for the sessions of session mode, is not waited
+for: new ones are held even so.
+
+PgBouncer remembers of each pool whether its last login at the server failed. If it did, and the pool has no connection
+left, whoever asks for one is turned away ("server login has been failing") until a login has worked. Three things make
+a login fail: a server that refuses, one that is given up by `server_connect_timeout`, and a PAUSE (or a new address)
+that comes while one is under way. Against the first two the address should be one where connections are held instead;
+against the third a PAUSE waits some milliseconds for a moment without any.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -29,6 +37,8 @@ from cluster.pool import PoolMode, Share, modes, pool_size, share
 LONGEST_HOLD_S = 120.0  # then clients are better off with an error
 READY_WITHIN_S = 5.0
 RETRY_S = 0.5
+CALM_WITHIN_S = 0.05  # for logins at the server that are under way, before a PAUSE
+CALM_LOOK_S = 0.002
 
 LastWill = Callable[[float | None, Path], None]  # RESUME the console at this boottime; None: no will
 
@@ -52,8 +62,9 @@ class Pooler:
         self._pools = Pools(None, Share(200, 40, 10, 50))
         self._loaded = ""  # the configuration that PgBouncer has; "" when that is not known
         self._held: bool | None = None  # None: not known, as after an adoption
-        self._wanted: tuple[Address | None, Pools] | None = None
+        self._wanted: tuple[Address | None, Pools, tuple[Address, ...]] | None = None
         self._wake = asyncio.Event()
+        self._holding = asyncio.Event()  # a PAUSE was given, or is pointless
         self._worker: asyncio.Task[None] | None = None
         self._pausing: asyncio.Task[None] | None = None
         self._program: Program | None = None
@@ -107,23 +118,25 @@ class Pooler:
         if self._program is not None:
             await self._program.abandon()
 
-    def route(self, primary: Address | None, spec: Spec, poolers: int) -> None:
+    def route(self, primary: Address | None, spec: Spec, poolers: int, servers: tuple[Address, ...] = ()) -> None:
         """Lead clients to `primary`, or hold them while it is None. Done at once by a task of ours, which tries again
-        what fails."""
+        what fails. `servers`: those that `primary` may lead to; none: it is the server itself."""
         pools = Pools(None, share(pool_size(spec), poolers), PoolMode(spec.pool_mode), modes(spec))
-        if (primary, pools) != self._wanted:
-            self._wanted = (primary, pools)
+        if (primary, pools, servers) != self._wanted:
+            self._wanted = (primary, pools, servers)
             self._wake.set()
 
     def refresh(self) -> None:
         """Its certificate, or whom it trusts, has changed: it loads that, and drops nobody."""
         self._wake.set()
 
-    def hold(self) -> None:
-        """Hold clients now: the primary is suspected to be gone. The next `route` decides anew."""
-        if self._wanted is not None and self._wanted[0] is not None:
-            self._wanted = (None, self._wanted[1])
-            self._wake.set()
+    async def holding(self, within_s: float) -> None:
+        """Return when the PAUSE that `route` asked for was given, or after a while."""
+        if self.pid is None or self._wanted is None or self._wanted[0] is not None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._holding.wait()
 
     async def _work(self) -> None:
         failed = False
@@ -144,27 +157,38 @@ class Pooler:
     async def _apply(self) -> None:
         if self._wanted is None:
             return
-        primary, pools = self._wanted
+        primary, pools, servers = self._wanted
         if primary is None:
             if self._held is not True:
                 self._last_will(self._clock.boottime() + LONGEST_HOLD_S, self.console.path)
                 await self._cancel_pause()
+                await self._calm()
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
                 self._held = True
             await self._reload(replace(pools, primary=self._pools.primary, verified=self._pools.verified))
             return
-        verified = self._settings.tls.verifies(primary.host, primary.port)
+        tls = self._settings.tls
+        verified = all(tls.verifies(at.host, at.port) for at in servers or (primary,))
         await self._reload(replace(pools, primary=await self._resolver.numeric(primary), verified=verified))
+        self._holding.clear()
         if self._held is not False:
             await self._cancel_pause()  # a PAUSE that still waits can hang for ever after a RESUME (pgbouncer #715)
             await self.console.ask("RESUME", passes="not paused")
             self._held = False
             self._last_will(None, self.console.path)
 
+    async def _calm(self) -> None:
+        """Wait a moment for logins at the server that are under way: a PAUSE would cut them off as failed ones."""
+        until = asyncio.get_running_loop().time() + CALM_WITHIN_S
+        while asyncio.get_running_loop().time() < until:
+            if not any(int(row.get("sv_login", "0")) for row in await self.console.ask("SHOW POOLS")):
+                return
+            await asyncio.sleep(CALM_LOOK_S)
+
     async def _pause(self) -> None:
         """PAUSE, which ends when no transaction runs any more."""
         try:
-            await self.console.ask("PAUSE", within_s=LONGEST_HOLD_S, passes="already")
+            await self.console.ask("PAUSE", within_s=LONGEST_HOLD_S, passes="already", on_sent=self._holding.set)
         except CommandFailed as error:
             self._log.warning("pause_failed", extra={"problem": str(error)})
             self._held = None

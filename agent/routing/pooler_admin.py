@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.errors import CommandFailed
@@ -23,15 +24,23 @@ class Console:
     def __init__(self, directory: Path, port: int) -> None:
         self.path = directory / f".s.PGSQL.{port}"
 
-    async def ask(self, command: str, *, within_s: float = ANSWER_WITHIN_S, passes: str = "") -> Rows:
+    async def ask(
+        self,
+        command: str,
+        *,
+        within_s: float = ANSWER_WITHIN_S,
+        passes: str = "",
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> Rows:
         """What `command` answers; errors that contain `passes` count as success. Raises CommandFailed, also when there
-        is no answer in time: what was begun (a PAUSE) goes on then."""
+        is no answer in time: what was begun (a PAUSE) goes on then. `on_sent` is called once it was given."""
         try:
             async with asyncio.timeout(within_s):
                 reader, writer = await asyncio.open_unix_connection(self.path)
                 try:
                     writer.write(_startup() + _message(b"Q", command.encode() + b"\0"))
                     await _until_ready(reader)
+                    on_sent()
                     return await _until_ready(reader)
                 finally:
                     writer.transport.abort()

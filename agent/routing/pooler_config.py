@@ -88,7 +88,7 @@ def _fixed(settings: PoolerSettings, version: tuple[int, int]) -> dict[str, obje
         "admin_users": ADMIN,
         "ignore_startup_parameters": "extra_float_digits,options",
         "server_login_retry": LOGIN_RETRY_S,
-        "server_connect_timeout": 2,
+        "server_connect_timeout": QUERY_WAIT_S,  # of a login: one that HAProxy holds is not to count as failed
         "server_check_delay": 10,
         "server_lifetime": 3600,
         "server_idle_timeout": 300,

@@ -19,13 +19,15 @@ import psycopg
 import pytest
 
 from agent.fence import Fence
+from agent.routing.haproxy import HAProxy
+from agent.routing.haproxy_config import HAProxySettings, door
 from agent.routing.pooler import Pooler
 from agent.routing.pooler_config import PoolerSettings
 from agent.routing.program import owner_of, write_owned
-from agent.routing.target import Address
+from agent.routing.target import HOLD, Address, Route
 from agent.shown import fingerprint, shown_at
 from cluster.clock import SystemClock
-from cluster.model import Spec
+from cluster.model import Ports, Spec
 from cluster.x509 import parse
 from postgres import roles
 from postgres.tls import Tls, TlsState
@@ -37,6 +39,7 @@ from tests.support.ports import free_ports
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer is not installed"),
+    pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed"),
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"PostgreSQL is not installed in {BIN}"),
 ]
 SPEC = replace(Spec(), pool_mode="transaction")
@@ -145,6 +148,7 @@ class Load:
 
     settings: PoolerSettings
     clients: int = 10
+    reconnect: bool = False  # go on after an error, with a new connection
     stopping: threading.Event = field(default_factory=threading.Event)
     done: int = 0
     longest_s: float = 0.0
@@ -164,6 +168,11 @@ class Load:
             thread.join(60)
 
     def _client(self) -> None:
+        self._connection()
+        while self.reconnect and not self.stopping.is_set():
+            self._connection()
+
+    def _connection(self) -> None:
         try:
             with connect(self.settings, prepare_threshold=None) as connection:
                 while not self.stopping.is_set():
@@ -199,21 +208,90 @@ async def test_switches_under_load_without_an_error(
         assert load.longest_s < 30
 
 
-async def test_a_dead_primary_is_waited_for(settings: PoolerSettings, servers: tuple[PgServer, PgServer]) -> None:
+async def test_a_dead_primary_costs_the_statements_under_way(
+    settings: PoolerSettings, servers: tuple[PgServer, PgServer]
+) -> None:
+    """Behind HAProxy, which holds connections while there is no primary, the pooler turns nobody away."""
     a, b = servers
-    async with running(settings) as pooler:
-        pooler.route(address(a), SPEC, 1)
-        await released(pooler)
-        assert await asyncio.to_thread(ask, settings, "SELECT 1") == [(1,)]
-        pooler.hold()
-        await eventually(lambda: pooler.drained)
-        a.stop()
-        waiting = asyncio.create_task(asyncio.to_thread(ask, settings, "SELECT inet_server_port()"))
-        await asyncio.sleep(0.5)
-        assert not waiting.done(), "a new client waits, too"
-        pooler.route(address(b), SPEC, 1)
-        assert await waiting == [(b.port,)]
+    ports = Ports(*free_ports(7))
+    routing = HAProxySettings(settings.log_dir, settings.log_dir, ports, listen=("127.0.0.1",), connect_timeout_s=0.1)
+    haproxy = HAProxy(routing)
+    await haproxy.start()
+    try:
+        async with running(settings) as pooler:
+            await haproxy.route(to(a))
+            pooler.route(door(routing), SPEC, 1)
+            await released(pooler)
+            with Load(settings, reconnect=True) as load:
+                await eventually(lambda: load.done > 50)
+                a.stop(signal.SIGKILL)
+                await asyncio.sleep(0.5)
+                waiting = asyncio.create_task(asyncio.to_thread(ask, settings, "SELECT inet_server_port()"))
+                await asyncio.sleep(0.3)
+                assert not waiting.done(), "a new client waits, too"
+                await haproxy.route(HOLD)
+                await haproxy.route(to(b))
+                assert await waiting == [(b.port,)]
+                await progress(load)
+            assert len(load.errors) <= load.clients
+            assert not [text for text in load.errors if "login" in text], "nobody is turned away"
+    finally:
+        await haproxy.stop()
         a.start()
+
+
+def to(server: PgServer) -> Route:
+    return Route(address(server), address(server), (), frozenset(), "a test")
+
+
+@contextlib.asynccontextmanager
+async def slow_way(target: int) -> AsyncIterator[int]:
+    """A port that leads to `target`, half a second late."""
+    open_ones: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.transport.abort()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.append(writer)
+        await asyncio.sleep(0.5)
+        there, back = await asyncio.open_connection("127.0.0.1", target)
+        open_ones.append(back)
+        tasks.extend((asyncio.create_task(carry(reader, back)), asyncio.create_task(carry(there, writer))))
+
+    async with await asyncio.start_server(slowly, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+    for writer in open_ones:
+        writer.transport.abort()
+    await asyncio.gather(*tasks)
+    await asyncio.gather(*(writer.wait_closed() for writer in open_ones), return_exceptions=True)
+
+
+async def test_a_hold_cuts_off_no_login_at_the_server(
+    settings: PoolerSettings, servers: tuple[PgServer, PgServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer takes a login that PAUSE has cut off for a failed one, and turns clients away after RESUME."""
+    monkeypatch.setattr("agent.routing.pooler.CALM_WITHIN_S", 30.0)
+    a, _ = servers
+
+    async with slow_way(a.port) as port, running(settings) as pooler:
+        way = Address("127.0.0.1", port)
+        pooler.route(way, SPEC, 1)
+        await released(pooler)
+        first = asyncio.create_task(asyncio.to_thread(ask, settings, "SELECT 1"))
+        async with asyncio.timeout(30):
+            while not any(int(row["sv_login"]) for row in await pooler.console.ask("SHOW POOLS")):  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.01)
+        pooler.route(None, SPEC, 1)
+        await eventually(lambda: pooler.drained)
+        pooler.route(way, SPEC, 1)
+        await released(pooler)
+        assert await asyncio.to_thread(ask, settings, "SELECT 2") == [(2,)]
+        assert await first == [(1,)]
 
 
 async def test_a_transaction_in_a_held_pool_may_end(
