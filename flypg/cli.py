@@ -164,12 +164,26 @@ def _change(commands: argparse._SubParsersAction[Parser]) -> None:
     switchover = _command(
         commands,
         "switchover",
-        "flypg.commands.change:switchover",
+        "flypg.commands.switchover:run",
         "Hand the primary role to another node. The old primary stops in order first, so nothing is lost; clients\n"
-        "wait for a fraction of a second. Refused, without any effect, when the target cannot take over now.",
+        "wait for a fraction of a second. Refused, without any effect, when the target cannot take over now.\n"
+        "Transactions that have been open for a while are listed, and given a little time to end.",
         cluster=True,
     )
     switchover.add_argument("--to", metavar="NODE", help="the new primary (default: the best standby)")
+    switchover.add_argument(
+        "--wait-transactions",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds for open transactions to end (2)",
+    )
+    switchover.add_argument(
+        "--then",
+        choices=("end", "call-off"),
+        default="end",
+        help="what becomes of those still open: they are ended (the default), or the switchover is called off",
+    )
     _wait_options(switchover)
 
     failover = _command(

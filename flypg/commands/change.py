@@ -1,4 +1,4 @@
-"""flypg switchover, failover, pause, resume, node: each asks the cluster; the sentinel and the keepers do it."""
+"""flypg failover, pause, resume, node: each asks the cluster; the sentinel and the keepers do it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from flypg.asking import ask, founded, known_node, new_request, wait_streaming
 from flypg.commands.rolling import restart_pending
 from flypg.reply import BadInput, Exit, Refused, Reply, done
 from flypg.target import Target, whoami, with_store
-
-
-def switchover(args: argparse.Namespace) -> Reply:
-    """flypg switchover [--to NODE]: hand the primary role over without losing a commit."""
-    return with_store(args, lambda store, _: _request(args, store, RequestKind.SWITCHOVER, args.to))
 
 
 def failover(args: argparse.Namespace) -> Reply:

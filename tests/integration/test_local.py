@@ -188,6 +188,30 @@ def test_a_switchover_to_the_primary_is_refused_and_changes_nothing(local: Local
     assert local.status()["term"] == before["term"]
 
 
+def test_a_switchover_names_open_transactions_and_can_be_called_off(local: Local) -> None:
+    before = local.healthy()
+    found = local.environment()
+    with psycopg.connect(
+        host=found["PGHOST"],
+        port=int(found["PGPORT"]),
+        user=found["PGUSER"],
+        password=found["PGPASSWORD"],
+        dbname=found["PGDATABASE"],
+        application_name="monthly report",
+    ) as client:
+        client.execute("SELECT pg_sleep(0.6)")  # the transaction stays open
+        ran = local("switchover", "--wait-transactions", "0.3", "--then", "call-off", "--json")
+        assert ran.code == 3, ran.err
+        (named,) = ran.json()["transactions"]
+        assert (named["application"], named["state"]) == ("monthly report", "idle in transaction")
+        assert named["user"] == found["PGUSER"] and named["query"].startswith("SELECT pg_sleep")
+        assert local.status()["term"] == before["term"], "nothing was changed"
+        assert client.execute("SELECT 1").fetchone() == (1,)
+    ran = local.ok("switchover", "--then", "call-off", "--json")
+    assert ran.json()["transactions"] == []
+    assert local.healthy()["term"] == before["term"] + 1
+
+
 def test_a_killed_primary_is_replaced_and_comes_back(local: Local) -> None:
     before = local.healthy()
     local.query("create table if not exists survived (id int)")
