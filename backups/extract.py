@@ -145,18 +145,27 @@ def _prepare(directory: FilePath, owner: Account | None) -> None:
 
 
 def _untar(source: IO[bytes], target: FilePath, owner: Account | None, name: str) -> None:
-    def ours(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
-        member = tarfile.tar_filter(member, place)  # refuses what would leave the directory
-        if owner is None:
-            return member
-        return member.replace(uid=owner.uid, gid=owner.gid, uname="", gname="", deep=False)
-
     try:
         with tarfile.open(fileobj=source, mode="r|", bufsize=PIECE_BYTES) as tar:
             tar.copybufsize = PIECE_BYTES  # type: ignore[attr-defined]  # 16 KiB otherwise
-            tar.extractall(target, filter=ours, numeric_owner=True)
+            members = (_ours(member, target, owner) for member in tar)
+            if hasattr(tarfile, "fully_trusted_filter"):  # Debian 12's Python is older, and knows no filters
+                tar.extractall(target, members, numeric_owner=True, filter="fully_trusted")
+            else:
+                tar.extractall(target, members, numeric_owner=True)
     except tarfile.TarError as error:
         raise ObjectDamaged(f"{name} is no tar archive: {error}") from None
+
+
+def _ours(member: tarfile.TarInfo, target: FilePath, owner: Account | None) -> tarfile.TarInfo:
+    """Refuses what would leave the directory, also through a link that came before; nobody else may write."""
+    place = os.path.realpath(target / member.name)
+    if os.path.commonpath((place, os.path.realpath(target))) != os.path.realpath(target):
+        raise tarfile.TarError(f"{member.name!r} lies outside")
+    member.mode &= 0o755
+    if owner is not None:
+        member.uid, member.gid, member.uname, member.gname = owner.uid, owner.gid, "", ""
+    return member
 
 
 def _write(file: FilePath, data: bytes, owner: Account | None) -> None:
