@@ -39,6 +39,7 @@ from chaos.target import Target, TestbedError
 from chaos.testbed import Plan, Testbed, binaries
 from chaos.wire import WireError
 from chaos.writer import Probe
+from flypg.commands.drill import ended_in_order
 
 FAULTS = {  # fault -> for how long it stays, in seconds; longer than any of them needs
     "kill-postmaster": 5.0,
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = [Shown(**run) for file in args.add for run in json.loads(Path(file).read_text())["runs"]]
     for system, make in beds(args.profiles, say) if args.only else []:
         try:
-            with make() as bed:
+            with ended_in_order(), make() as bed:
                 for name in args.only:
                     for number in range(args.runs):
                         shown.append(measure(system, bed, planned(name), args.seed + number, say))
