@@ -129,6 +129,23 @@ class Codec:
         frame = zstandard.ZstdCompressor(level=self.level, write_checksum=True).compress(plain)
         return self.seal(frame, name)
 
+    def pack_file(self, file: Path, name: str) -> bytes:
+        """The same of a file, which is never in memory as a whole."""
+        import zstandard
+
+        with file.open("rb", buffering=0) as plain:
+            size = os.fstat(plain.fileno()).st_size
+            frame = zstandard.ZstdCompressor(level=self.level, write_checksum=True).compressobj(size=size)
+            buffer = memoryview(bytearray(CHUNK_BYTES))
+            pieces = []
+            try:
+                while count := plain.readinto(buffer):
+                    pieces.append(frame.compress(buffer[:count]))
+                pieces.append(frame.flush())
+            except zstandard.ZstdError as error:
+                raise ObjectDamaged(f"{file}: changed while it was read: {error}") from None
+        return self.seal(b"".join(pieces), name)
+
     def seal(self, frame: bytes, name: str) -> bytes:
         return self.key.seal(frame, name) if self.key else frame
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path as FilePath
 
 from backups import layout
 from backups.catalog import (
@@ -178,15 +179,19 @@ class Path:
     def _wal_key(self, name: str) -> str:
         return f"{layout.wal_key(name)}.zst{self._codec.suffix}"
 
-    def put_wal(self, name: str, content: bytes) -> int:
+    def put_wal(self, name: str, content: bytes | FilePath) -> int:
         """Store a WAL file once; the same content again is fine. Returns the bytes written, 0 when it was there.
+
+        A file is read piece by piece: several are stored at once, and the archiver's memory is not to grow by each.
 
         Raises DifferentContent, after other content was put aside under `conflict/`.
         """
         key = self._wal_key(name)
-        data = self._codec.pack(content, key)
+        data = self._codec.pack_file(content, key) if isinstance(content, FilePath) else self._codec.pack(content, key)
         if self._store.put(self._full(key), data):
             return len(data)
+        del data
+        content = content.read_bytes() if isinstance(content, FilePath) else content
         if self.get_wal(name) == content:
             return 0
         aside = f"conflict/{name}.{sha256(content)[:16]}.zst{self._codec.suffix}"

@@ -31,6 +31,7 @@ from cluster.errors import FlypgError
 from postgres.command import account
 
 TELL_EVERY_S = 2.0
+ALONE_S = 1.0  # how soon work ends without the agent that ordered it
 ORPHAN_S = 120.0  # an archiver that its agent has not spoken to for so long ends itself
 
 
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
     os.nice(0 if args.work == "wal" else 10)
+    if args.work in ("snapshot", "sweep"):
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         config = read_config(os.environ, args.data_dir)
         name = parse_path(args.path)
@@ -61,6 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(json.dumps(result), flush=True)
     return 0
+
+
+def end_with(parent: int) -> None:
+    """End this process when its agent is gone: nobody renews its lease any more, and another node begins anew."""
+    while os.getppid() == parent:
+        time.sleep(ALONE_S)
+    os._exit(1)
 
 
 def teller() -> Callable[[Progress], None]:

@@ -189,19 +189,21 @@ class WalArchiver:
 
     def _store(self, name: str) -> None:
         """Store one file. Raises RepositoryError or OSError."""
-        content = (self._pg_wal / name).read_bytes()
+        file = self._pg_wal / name
         if layout.SEGMENT.match(name) or layout.PARTIAL.match(name):
+            with file.open("rb", buffering=0) as segment:
+                head, size = segment.read(64), os.fstat(segment.fileno()).st_size
             problem = wrong_with(
                 name,
-                content[:64],
-                len(content),
+                head,
+                size,
                 system_id=self._path.name.system_id,
                 segment_bytes=self._segment_bytes,
             )
             if problem:
                 raise RepositoryError(problem)
         try:
-            self._path.put_wal(name, content)
+            self._path.put_wal(name, file)
         except DifferentContent as error:
             self._note(conflicts=1)
             log.error("wal_conflict", extra={"file": name, "error": str(error)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,18 +15,23 @@ import pytest
 
 from backups.codec import Codec
 from backups.directory import DirectoryStore
+from backups.errors import RepositoryUnavailable
 from backups.extract import unpack
 from backups.layout import PathName
+from backups.repository import Path as RepositoryPath
 from backups.repository import Repository
+from backups.upkeep import audit
 from postgres.basebackup import server_facts
-from tests.support.archive import OWNER, until
+from tests.support.archive import OWNER, path_for, snapshot, until
 from tests.support.pgserver import BIN, PgServer
+from tests.support.s3 import s3_service
 
 pytestmark = [
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
     pytest.mark.timeout(400),  # on a machine that is busy with other tests
 ]
 CODE = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "PYTHONPATH": str(CODE), "FLYPG_SNAPSHOT_MIN_FREE_PERCENT": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +93,76 @@ def test_archiving_is_killed_at_each_step(server: PgServer) -> None:
 def test_retention_is_killed_at_each_step(server: PgServer) -> None:
     deaths, _ = killed(server, "sweep")
     assert deaths > 10
+
+
+def slow_snapshot(server: PgServer, root: Path) -> tuple[list[str], dict[str, str], RepositoryPath]:
+    """The process that an agent starts for a snapshot, at a pace that leaves time to kill something."""
+    system = server_facts(server.conninfo).system_id
+    name = PathName("c", system, "0a0b0c0d")
+    argv = [sys.executable, "-m", "backups.run", "snapshot", "--path", str(name), "--node", "n1"]
+    argv += ["--data-dir", str(root), "--id", "vs_" + "s" * 16, "--conninfo", server.conninfo]
+    slow = {"FLYPG_SNAPSHOT_URL": f"file://{root}", "FLYPG_SNAPSHOT_MAX_RATE": "4MB", "FLYPG_SNAPSHOT_PART_SIZE": "1MB"}
+    path = Repository(DirectoryStore(root), Codec()).path(name)
+    return argv, {**ENVIRONMENT, **slow}, path
+
+
+def under_way(path: RepositoryPath) -> bool:
+    return any(True for _ in path.stored("snapshots/"))
+
+
+def test_a_snapshot_ends_with_its_agent(server: PgServer) -> None:
+    """An agent that is killed renews no lease: another node begins anew, and this one must not go on beside it."""
+    argv, environment, path = slow_snapshot(server, server.root / "orphan")
+    agent = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *argv], env=environment, cwd="/"
+    )
+    until(lambda: under_way(path), "the snapshot is under way")
+    agent.kill()
+    agent.wait(10)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flypg_snapshot'"
+    until(lambda: server.sql(query) == [(0,)], "its snapshot has ended")
+    found = audit(path, deep=True)
+    assert not found.snapshots and not found.problems
+    assert found.garbage == ("vs_" + "s" * 16,)
+
+
+def test_the_server_dies_during_a_snapshot() -> None:
+    """Nothing is listed, the reason is said; taken again from the server that is there then, it is whole."""
+    server = PgServer()
+    try:
+        server.initdb()
+        server.start()
+        argv, environment, path = slow_snapshot(server, server.root / "repository")
+        process = subprocess.Popen(argv, env=environment, cwd="/", stderr=subprocess.PIPE, text=True)
+        until(lambda: under_way(path), "the snapshot is under way")
+        server.stop(signal.SIGKILL)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "BASE_BACKUP" in said
+        assert not audit(path).snapshots
+        server.start()
+        quick = {k: v for k, v in environment.items() if k != "FLYPG_SNAPSHOT_MAX_RATE"}
+        subprocess.run([*argv, "--id", "vs_" + "t" * 16], env=quick, cwd="/", check=True, timeout=120)
+        found = audit(path, deep=True)
+        assert not found.problems
+        assert [s.id for s in found.snapshots] == ["vs_" + "t" * 16]
+        assert found.garbage == ("vs_" + "s" * 16,)
+    finally:
+        server.remove()
+
+
+def test_the_repository_dies_during_a_snapshot(server: PgServer) -> None:
+    """The service ends in the middle and stays away: the snapshot fails and says of what; what was listed still is."""
+    codec = Codec()
+    with s3_service() as service:
+        path = path_for(server, service.store(attempts=3), codec)
+        kept = snapshot(server, path, codec, "a")
+        service.faults.plan = [("PUT", "")] + [("PUT", "reset")] * 100
+        with pytest.raises(RepositoryUnavailable, match="no success in 3 attempts"):
+            snapshot(server, path, codec, "b")
+        service.faults.plan = []
+        found = audit(path, deep=True)
+        assert not found.problems
+        assert [s.id for s in found.snapshots] == [kept.id]
+        assert found.garbage == ("vs_" + "b" * 16,)
+        assert snapshot(server, path, codec, "c").id in [s.id for s in path.snapshots()]
