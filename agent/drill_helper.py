@@ -30,7 +30,7 @@ from agent.drill_victims import Broken, left_behind, offer
 from cluster.drill_orders import FAULTS, same, tag
 
 GO_S = 10.0  # the drill must come so soon after the order
-SILENCE_S = 4.0
+SILENCE_S = 5.0
 ANSWER_S = 2.0
 LONGEST_LINE = 200
 COMMAND = "import sys; sys.path.insert(0, {root!r}); from agent.drill_helper import main; main()"

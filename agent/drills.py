@@ -28,7 +28,7 @@ from healthchecks.drills import DrillRefused, Note
 ROOT = Path(drill_helper.__file__).resolve().parent.parent
 NONCE_S = 10.0
 NONCES = 32  # given out and not used yet; the oldest make room
-START_S = 10.0
+START_S = 20.0
 MEND_S = 30.0
 ENDING_S = 2.0  # a helper that has answered for the last time is gone by then
 
