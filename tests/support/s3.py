@@ -97,7 +97,7 @@ class S3Service:
 
     def options(self, prefix: str = "p") -> S3Options:
         return S3Options(
-            self.bucket, prefix, self.endpoint, "us-east-1", access_key="key", secret_key="secret", timeout_s=10
+            self.bucket, prefix, self.endpoint, "us-east-1", access_key="key", secret_key="secret", timeout_s=60
         )
 
     def store(self, prefix: str = "p", *, attempts: int = 6) -> S3Store:
