@@ -25,6 +25,7 @@ from agent.steps import (
     CreateRoles,
     Follow,
     GivePromise,
+    HandOver,
     InitDb,
     KeepSlots,
     OpenGate,
@@ -157,6 +158,11 @@ class Performer:
                 await self._instance.start_primary(rule)
             case Stop(fast=fast):
                 await self._instance.stop(fast=fast)
+            case HandOver(term=term):
+                end = await self._instance.hand_over()
+                if end is not None:
+                    words = await self._promise(PromiseStopped(term, end), words)
+                await self._instance.stop(fast=True)
             case Restart(request=request):
                 memory.restart = RestartUnderWay(request)
                 await announce()

@@ -16,7 +16,7 @@ from agent.execute import Memory, Performer
 from agent.local import Local
 from agent.plan import plan_next
 from agent.report import make_report, worth_telling
-from agent.steps import Barrier, Follow, GivePromise, Plan, PromiseStopped, Promote
+from agent.steps import Barrier, Follow, GivePromise, HandOver, Plan, PromiseStopped, Promote
 from cluster import authority
 from cluster.clock import Clock
 from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
@@ -37,7 +37,8 @@ from cluster.model import (
 from cluster.store import KeeperStore, LeaseKeeper
 from postgres.instance import Instance, InstanceState, NodeDisk, Run
 
-URGENT = (Barrier, Follow, GivePromise, Promote, PromiseStopped)  # clients wait for these: done first, told afterwards
+# Clients wait for these: done first, told afterwards.
+URGENT = (Barrier, Follow, GivePromise, HandOver, Promote, PromiseStopped)
 SLOW_READ_S = 0.3  # what was seen before a slow read is looked at again
 
 

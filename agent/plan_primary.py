@@ -9,6 +9,7 @@ from agent.steps import (
     Checkpoint,
     CloseRequest,
     CreateRoles,
+    HandOver,
     InitDb,
     KeepSlots,
     OpenGate,
@@ -144,7 +145,7 @@ def _serving(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         target = view.handover.target if view.handover else "?"
         if nodes := _undrained(snap, view, local, now):
             return Plan(None, f"switchover to {target}: transactions pooled by {', '.join(nodes)} end first", soon=True)
-        return Plan(Stop(fast=True), f"switchover to {target}")
+        return Plan(HandOver(view.term + 1), f"switchover to {target}")
     if not local.roles_ready and view.phase is Phase.FOUNDING:
         return Plan(CreateRoles(), "the users flypg works with must exist before anybody needs them")
     if local.applied != rule:

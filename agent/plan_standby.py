@@ -210,6 +210,8 @@ def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream, now:
     if handover is not None and handover.target == local.me and handover.stage is HandoverStage.STOP:
         given = snap.promises.get(view.primary) if view.primary else None
         if local.disk.promised <= view.term and given is not None and given.term > view.term:
+            if inst.streaming and inst.position is not None and inst.position < given.position:
+                return Plan(None, f"{view.primary} has stopped at {given.position}: its last WAL is coming", soon=True)
             return Plan(GivePromise(given.term), f"{view.primary} has stopped: take over from it")
         return _publish(snap, local) or Plan(None, f"waiting for {view.primary} to stop", soon=True)
     if local.disk.promised > view.term:

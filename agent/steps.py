@@ -53,6 +53,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Stop in order for a switchover, and promise `term` as soon as the end of this server's WAL is known."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class Follow:
     """Receive WAL from `upstream`; `upstream.term` is promised on disk first."""
 
@@ -169,6 +176,7 @@ Step = (
     | StartStandby
     | StartPrimary
     | Stop
+    | HandOver
     | Follow
     | CheckWal
     | GivePromise

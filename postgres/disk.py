@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.codec import decode, encode
 from cluster.model import Disk
-from postgres.files import DiskThread, write_atomically
+from postgres.files import DiskThread, read_durably, write_atomically
 
 WRITE_S = 10.0
 
@@ -19,9 +19,13 @@ class StateFile:
         self._disk = DiskThread()
 
     async def read(self) -> Disk:
-        """What was written last; an empty Disk when nothing ever was. Raises StoredFormatError for a newer format."""
+        """What was written last; an empty Disk when nothing ever was. Raises StoredFormatError for a newer format.
+
+        It is on disk before it is answered: an agent that was killed in the middle of a write may have left words that
+        only the system's memory holds, and whoever reads them may tell them to others.
+        """
         try:
-            data = await self._disk.do(self._path.read_bytes)
+            data = await self._disk.do(lambda: read_durably(self._path), WRITE_S)
         except FileNotFoundError:
             return Disk()
         return decode(Disk, data, str(self._path))

@@ -58,6 +58,17 @@ def write_atomically(path: Path, text: str, *, owner: Account | None, durable: b
             fsync_directory(path.parent)
 
 
+def read_durably(path: Path) -> bytes:
+    """What is in `path`, and will still be after a power cut. Raises FileNotFoundError when it does not exist."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        fsync_directory(path.parent)
+        return os.read(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
 def make_directory(path: Path, *, owner: Account | None, mode: int = 0o700) -> None:
     """Create `path` for the server's user, or make an existing one belong to it."""
     with _told(path):

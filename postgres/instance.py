@@ -146,6 +146,12 @@ class Instance(Protocol):
         Returns when it is down or after a short while; look again."""
         ...
 
+    async def hand_over(self) -> Position | None:
+        """Begin to stop a primary in order, and return as soon as nothing can be added to its WAL any more, with the
+        end of that; the standbys may still be receiving it, and the server may still be ending. None: it did not come
+        to that in time."""
+        ...
+
     async def follow(self, upstream: Upstream) -> None:
         """Point a running standby at `upstream` under the name of its term."""
         ...

@@ -91,17 +91,25 @@ class Launcher:
                 return  # slow, not dead: it is seen to start
             await asyncio.sleep(0.005)
 
+    async def begin_stop(self) -> None:
+        """Ask it to stop in order, without waiting."""
+        await self._mark_stopped()
+        self._parts.postmaster.send(signal.SIGINT)
+
+    async def _mark_stopped(self) -> None:
+        with contextlib.suppress(InstanceError):  # a full or hung volume must not keep a server running
+            await self._parts.disk.do(lambda: self._parts.files.set_mark("stopped"), MARK_S)
+        await self._parts.session.drop()
+
     async def stop(self, *, fast: bool) -> None:
         parts = self._parts
         if parts.postmaster.find() is None:
             return
-        with contextlib.suppress(InstanceError):  # a full or hung volume must not keep a server running
-            await parts.disk.do(lambda: parts.files.set_mark("stopped"), MARK_S)
-        await parts.session.drop()
         if fast:
-            parts.postmaster.send(signal.SIGINT)
+            await self.begin_stop()
             await parts.postmaster.gone(STOP_FAST_S)
             return
+        await self._mark_stopped()
         parts.postmaster.send(signal.SIGQUIT)
         if await parts.postmaster.gone(STOP_NOW_S):
             return

@@ -20,7 +20,7 @@ from postgres.controldata import HEAD, ControlData, parse, peek
 from postgres.detach import furthest, identify
 from postgres.files import free_bytes
 from postgres.instance import Control, Run, Walsender
-from postgres.parts import Parts
+from postgres.parts import POLL_S, Parts
 from postgres.walend import end_of_checkpoint
 
 ANSWER_S = 1.0
@@ -264,6 +264,21 @@ class Observer:
             finally:
                 os.close(descriptor)
         return None
+
+    async def final_end(self, within_s: float) -> Position | None:
+        """Wait until the control file says that a primary was shut down in order: from then on nothing is added to its
+        WAL, though walsenders may still be sending it. The end of it; None when it did not come to that."""
+        deadline = self._parts.clock.boottime() + within_s
+        while (control := self.running_control()) is None or not control.clean_primary:
+            if self._parts.postmaster.find() is None or self._parts.clock.boottime() > deadline:
+                break
+            await asyncio.sleep(POLL_S)
+        if control is not None and control.clean_primary and self._control is not None:  # the size of a segment stays
+            pgdata, segment = self._parts.config.pgdata, self._control.segment_bytes
+            if end := end_of_checkpoint(pgdata, control.timeline, control.checkpoint, segment):
+                return Position(control.timeline, end)
+        found = await self.control()
+        return found.control.stopped_at if found is not None and found.control.clean_primary else None
 
     async def close(self) -> None:
         if self._probe is not None:

@@ -32,6 +32,7 @@ from postgres.server_files import ServerFiles
 PRUNE_EVERY_S = 60.0
 CHECKPOINT_S = 120.0
 ROLES_S = 10.0
+HAND_OVER_S = 5.0
 
 
 class LocalInstance:
@@ -202,6 +203,12 @@ class LocalInstance:
 
     async def stop(self, *, fast: bool) -> None:
         await self._launcher.stop(fast=fast)
+
+    async def hand_over(self) -> Position | None:
+        if self._parts.postmaster.find() is None:
+            return None
+        await self._launcher.begin_stop()
+        return await self._observer.final_end(HAND_OVER_S)
 
     # Standby.
 

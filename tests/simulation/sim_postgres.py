@@ -24,6 +24,8 @@ class SimDisk:
         self.fsyncs = True
 
     async def read(self) -> Disk:
+        if self.fsyncs:
+            self.durable = self.cached
         return self.cached
 
     async def write(self, disk: Disk) -> None:
@@ -263,6 +265,24 @@ class SimInstance:
             await sleep(0.05)
             if server.state is Run.DOWN:
                 return
+
+    async def hand_over(self) -> Position | None:
+        """The end is known while the standbys still receive it, as with the real one."""
+        await sleep(0.005)
+        self.touched("hand_over")
+        server = self.server
+        if server.state is Run.DOWN or server.recovery:
+            return None
+        self.world.say(server.node, "hands over")
+        server.ice.call(server.stop_fast)
+        for _ in range(10):
+            await sleep(0.01)
+            if server.state is Run.DOWN:
+                control = server.control()
+                return control.stopped_at if control is not None and control.clean_primary else None
+            if server.stopping and not server.disk_full and not server.ice.depth:
+                return server.position
+        return None
 
     # -- standby --------------------------------------------------------------------------------
 

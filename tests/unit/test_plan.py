@@ -19,6 +19,7 @@ from agent.steps import (
     CopyDone,
     Follow,
     GivePromise,
+    HandOver,
     InitDb,
     KeepSlots,
     OpenGate,
@@ -198,7 +199,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         local("a", as_primary(), **SERVES),
         Checkpoint("r1"),
     ),
-    ("then stop in order", snap(view(handover=STOPPING)), local("a", as_primary(), **SERVES), Stop(fast=True)),
+    ("then stop in order", snap(view(handover=STOPPING)), local("a", as_primary(), **SERVES), HandOver(NEXT)),
     (
         "once the poolers' transactions have ended",
         snap(view(handover=STOPPING)),
@@ -215,13 +216,13 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         "when all say so it stops",
         snap(view(handover=STOPPING), replace(standby(B), drained="r1"), replace(standby(C), drained="r1")),
         local("a", as_primary(), stop_seen=(STOPPING.request, 99.9), drained=STOPPING.request, **SERVES),
-        Stop(fast=True),
+        HandOver(NEXT),
     ),
     (
         "but not for ever",
         snap(view(handover=STOPPING), standby(B)),
         local("a", as_primary(), stop_seen=(STOPPING.request, 99.0), **SERVES),
-        Stop(fast=True),
+        HandOver(NEXT),
     ),
     (
         "then promise with the end",
@@ -241,6 +242,18 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         "and then promises",
         snap(view(handover=STOPPING), standby(B), promise(A, 900)),
         local("b", as_standby(receiver=False)),
+        GivePromise(NEXT),
+    ),
+    (
+        "not before it has all that the primary is still sending",
+        snap(view(handover=STOPPING), standby(B), promise(A, 900)),
+        local("b", as_standby(position=at(899))),
+        None,
+    ),
+    (
+        "unless nothing comes any more",
+        snap(view(handover=STOPPING), standby(B), promise(A, 900)),
+        local("b", as_standby(position=at(899), streaming=False)),
         GivePromise(NEXT),
     ),
     (
