@@ -221,7 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {text}", file=sys.stderr, flush=True)
 
     facts, problems = about(args.profiles), list[str]()
-    shown = [Shown(**run) for file in args.add for run in json.loads(Path(file).read_text())["runs"]]
+    earlier = [json.loads(Path(file).read_text(encoding="utf-8")) for file in args.add]
+    shown = [Shown(**run) for told in earlier for run in told["runs"]]
+    if earlier and not args.only:  # nothing is measured now
+        facts = earlier[0]["about"]
     for system, make in beds(args.profiles, say) if args.only else []:
         try:
             with ended_in_order(), make() as bed:
