@@ -57,8 +57,6 @@ def what_is_missing(snapshot: Snapshot, looks: Looks, wanted: Sequence[NodeId]) 
         report = snapshot.reports.get(node)
         if report is None:
             return f"{node}: waiting for its agent"
-        if (look := looks.get(node)) is not None and look.tls_pending:
-            return f"{node}: making its certificate"
         if node == view.primary:
             if report.state is not ServerState.PRIMARY:
                 return _doing(snapshot, looks, node)
@@ -70,6 +68,9 @@ def what_is_missing(snapshot: Snapshot, looks: Looks, wanted: Sequence[NodeId]) 
     for node in wanted:
         if node != view.primary and node not in voters and _may_vote(snapshot, snapshot.reports[node]):
             return f"{node} streams; commits do not wait for it yet"
+    for node in wanted:
+        if node in looks and ((look := looks[node]) is None or look.tls_pending):
+            return f"{node}: making its certificate" if look is not None else f"{node}: its agent does not answer yet"
     return ""
 
 

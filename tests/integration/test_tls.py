@@ -24,7 +24,7 @@ from tests.support.certificates import authority
 MISSING = [program for program in (*NEEDED, "pgbouncer") if shutil.which(program, path=PATH) is None]
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(500),
 ]
 LATE = "late.test.internal"  # a name of the node that joins later
 
@@ -35,7 +35,7 @@ def local() -> Iterator[Local]:
     root.chmod(0o755)
     found = Local(root / "c")
     try:
-        found.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(3)))
+        found.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(3)), "--wait", "240")
         yield found
     finally:
         found("local", "down", "--destroy", "--yes")
@@ -171,7 +171,7 @@ def test_rotation_drops_nobody(local: Local, root_certificate: Path) -> None:
 
 
 def test_who_joins_later_is_verified_and_named_by_all(local: Local, root_certificate: Path) -> None:
-    local.ok("local", "up", "--nodes", "3", "--set", f"FLYPG_TLS_NAMES={LATE}")
+    local.ok("local", "up", "--nodes", "3", "--set", f"FLYPG_TLS_NAMES={LATE}", "--wait", "240")
     for port in ports(local, "n3"):
         with connect(local, port, "verify-full", root_certificate) as client:
             assert client.pgconn.ssl_in_use
