@@ -20,7 +20,7 @@ from cluster.model import Upstream
 from postgres import command, queries
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, remote_conninfo
 from postgres.connection import bounded, connect_remote
-from postgres.files import free_bytes, fsync_directory, make_directory, remove, write_atomically
+from postgres.files import free_bytes, fsync_directory, make_directory, remove, sync_volume, write_atomically
 from postgres.instance import Control, Job
 from postgres.parts import Parts
 from postgres.process import end_leftovers
@@ -108,7 +108,7 @@ class Jobs:
             [
                 parts.config.binaries / "initdb",
                 *("-D", fresh, "-U", SUPERUSER, "--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"),
-                *("--auth-local=peer", "--auth-host=scram-sha-256"),
+                *("--auth-local=peer", "--auth-host=scram-sha-256", "--no-sync"),
             ],
             timeout_s=INITDB_S,
             user=parts.owner,
@@ -131,7 +131,7 @@ class Jobs:
         await command.run(
             [
                 parts.config.binaries / "pg_basebackup",
-                *("-D", fresh, "--wal-method=stream", "--checkpoint=fast", "--progress", "--no-password"),
+                *("-D", fresh, "--wal-method=stream", "--checkpoint=fast", "--progress", "--no-password", "--no-sync"),
                 *("-d", remote_conninfo(parts.config, source, user=REPLICATOR, name=f"flypg_copy_{parts.me}")),
             ],
             timeout_s=COPY_S,
@@ -166,6 +166,7 @@ class Jobs:
         older = old_copies(pgdata)
         for name in ("standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"):
             remove(fresh / name)
+        sync_volume(fresh)
         if pgdata.exists():
             if any(pgdata.iterdir()):
                 last = int(older[-1].name.rpartition("-")[2]) if older else 0
