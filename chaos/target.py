@@ -112,6 +112,6 @@ class Target:
                 words = "\n".join(f"--- {place.name}\n{place.last_words()}" for place in dead)
                 raise TestbedError(f"{', '.join(place.name for place in dead)} ended by itself; {why}\n{words}")
             if time.monotonic() > until:
-                words = "\n".join(f"--- {place.name}\n{place.last_words()}" for place in places)
-                raise TestbedError(f"not ready after {timeout_s:g} s: {why}\n{words}")
+                said = [f"\n--- {place.name}\n{words}" for place in places if (words := place.last_words())]
+                raise TestbedError(f"not ready after {timeout_s:g} s: {why}{''.join(said)}")
             time.sleep(0.05)
