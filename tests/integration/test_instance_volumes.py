@@ -83,7 +83,7 @@ def test_wal_without_room_is_named_as_the_cause_of_death() -> None:
                 for _ in range(40):
                     node.sql("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 4000) AS n")
                     node.sql("TRUNCATE t")
-            state = await node.until(lambda s: s.run is Run.DOWN and s.fault != "")  # the first word is of its death only
+            state = await node.until(lambda s: s.run is Run.DOWN and s.fault != "")  # the first look tells of its death
             assert state.died and state.fault == "WAL volume full"
             with contextlib.suppress(InstanceError):
                 await node.instance.start_primary(lone_rule(1, node.name))
