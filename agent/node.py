@@ -118,7 +118,9 @@ class Node:
             ttl_s=parts.ttl_s,
         )
         notes = Notes(parts.etcd, parts.cluster, self._revision)
-        self.backups = BackupService(parts.backups, parts.facts, notes, lambda: self.store.snapshot)
+        self.backups = BackupService(
+            parts.backups, parts.facts, notes, lambda: self.store.snapshot, written=self.provider.written
+        )
         self.provider.backups = self.backups.status
         self.provider.pools = self.pooling.stats
         self.drills = self._drills()

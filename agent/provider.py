@@ -102,9 +102,12 @@ class NodeProvider:
         status = self.backups() if self.backups is not None else None
         if status is None or not status.url or not status.read:
             return None
+        return backup_stats(status, self.written(), self._clock.wall())
+
+    def written(self) -> int | None:
+        """Where the WAL of this node ends, on its disk; None: not known."""
         seen = self._keeper.seen
-        written = seen.position.lsn if seen is not None and seen.position is not None else None
-        return backup_stats(status, written, self._clock.wall())
+        return seen.position.lsn if seen is not None and seen.position is not None else None
 
     def pool_stats(self) -> PoolerStats | None:
         return self.pools()

@@ -56,9 +56,10 @@ class ArchiverProcess:
         self._pid: int | None = None
         self.status: WalStatus | None = None  # as last told; None: it does not run
 
-    async def tell(self, now: Standing, arguments: list[str]) -> None:
-        """Start it if it should run and does not, tell it how things stand, and hear how it does."""
-        if await self._say(now):
+    async def tell(self, now: Standing, arguments: list[str], written: int | None = None) -> None:
+        """Start it if it should run and does not, tell it how things stand, and hear how it does. `written`: where the
+        WAL ends that is flushed here."""
+        if await self._say(now, written):
             return
         self.status = None
         if now.timeline == 0:
@@ -80,11 +81,11 @@ class ArchiverProcess:
             return False
         return True
 
-    async def _say(self, now: Standing) -> bool:
+    async def _say(self, now: Standing, written: int | None) -> bool:
         """False: nobody listens."""
         word = "draining" if now.draining else "open"
         try:
-            answer = await asyncio.to_thread(ask, self._socket, "stand", str(now.timeline), word)
+            answer = await asyncio.to_thread(ask, self._socket, "stand", str(now.timeline), word, str(written or 0))
         except OSError:
             return False
         kind, _, body = answer.partition(" ")

@@ -44,6 +44,7 @@ class BackupConfig:
     archive: bool
     archive_timeout_s: int  # the longest that a change waits for the archive in an idle cluster; 0 means no limit
     wal: WalOptions
+    stream_every_s: float  # WAL of the open segment is archived so often; 0: when the segment is full
     key_text: str = field(default="", repr=False)
     key_file: str = ""
     values: Mapping[str, str] = field(default_factory=dict, repr=False)  # to hand on to a process of ours
@@ -108,6 +109,7 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
             queue_limit_bytes=read.size(values, "FLYPG_WAL_QUEUE_LIMIT", 1 << 30, at_least=0),
             drop_past_limit=full == "drop",
         ),
+        stream_every_s=read.seconds(values, "FLYPG_WAL_STREAM_S", 0.0, at_least=0, at_most=3600),
         key_text=values.get("FLYPG_SNAPSHOT_KEY", ""),
         key_file=values.get("FLYPG_SNAPSHOT_KEY_FILE", ""),
         values={k: v for k, v in values.items() if k.startswith(FORWARDED)},

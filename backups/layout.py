@@ -9,6 +9,7 @@
         snapshots/<id>/<oid>.tar.zst.000000[.enc] …      one tar more for each tablespace
         snapshots/<id>/backup_manifest.zst[.enc]         PostgreSQL's own manifest, unchanged
         wal/<timeline>/<file>.zst[.enc]                  segments, history files, …; timeline: 8 digits of the name
+        stream/<timeline>/<segment>.<from>-<to>.zst[.enc]  bytes of a segment that is not full yet; hexadecimal
         conflict/<file>.<sha256>.zst[.enc]               WAL that was refused because other content has its name
 
 A restored cluster archives into a new path (same system id, new incarnation): it can never damage what it came from.
@@ -27,6 +28,7 @@ SNAPSHOT_ID = re.compile(r"vs_[0-9A-Za-z]{16}\Z")
 SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
 HISTORY = re.compile(r"[0-9A-F]{8}\.history\Z")
 PARTIAL = re.compile(r"[0-9A-F]{24}\.partial\Z")
+PIECE = re.compile(r"stream/[0-9A-F]{8}/([0-9A-F]{24})\.([0-9A-F]{8})-([0-9A-F]{8})(?:\.|\Z)")
 BACKUP_LABEL = re.compile(r"[0-9A-F]{24}\.[0-9A-F]{8}\.backup\Z")
 SEGMENT_BYTES = 16 << 20  # PostgreSQL's default; the size of a cluster is passed where it matters
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -96,6 +98,31 @@ class Segment:
     def name(self, segment_bytes: int = SEGMENT_BYTES) -> str:
         per_log = (1 << 32) // segment_bytes
         return f"{self.timeline:08X}{self.number // per_log:08X}{self.number % per_log:08X}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Piece:
+    """Some bytes of a segment that is not full yet: from `start` up to before `stop`."""
+
+    segment: str  # its name
+    start: int
+    stop: int
+
+
+def pieces_prefix(segment: str) -> str:
+    """What the keys of a segment's pieces begin with."""
+    return f"stream/{segment[:8]}/{segment}."
+
+
+def piece_key(piece: Piece) -> str:
+    """Where a piece lies, without the suffixes of its encoding."""
+    return f"{pieces_prefix(piece.segment)}{piece.start:08X}-{piece.stop:08X}"
+
+
+def piece_of(key: str) -> Piece | None:
+    """The piece behind a key; None when it is none."""
+    match = PIECE.match(key)
+    return Piece(match[1], int(match[2], 16), int(match[3], 16)) if match else None
 
 
 def segment_of(name: str, segment_bytes: int = SEGMENT_BYTES) -> Segment | None:

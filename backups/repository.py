@@ -209,6 +209,16 @@ class Path:
         for info in self.stored(prefix):
             yield wal_name(info.key)
 
+    def put_piece(self, piece: layout.Piece, content: bytes) -> None:
+        """Store bytes of a segment that is not full yet. The same piece has the same bytes: it is stored once."""
+        key = f"{layout.piece_key(piece)}.zst{self._codec.suffix}"
+        self._store.put(self._full(key), self._codec.pack(content, key))
+
+    def get_piece(self, piece: layout.Piece) -> bytes:
+        """Raises ObjectMissing, ObjectDamaged."""
+        key = f"{layout.piece_key(piece)}.zst{self._codec.suffix}"
+        return self._codec.unpack(self._store.get(self._full(key)), key)
+
     def remove_wal(self, keys: Iterable[str]) -> None:
         self._store.delete(self._full(k) for k in keys)
 

@@ -21,6 +21,7 @@ from backups.errors import RestoreFailed, RestoreRefused
 from backups.extract import make_our_own, unpack
 from backups.repository import Path
 from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, plan_restore
+from backups.stream import lengths
 from backups.walget import WalFetcher
 from backups.wire import LineServer, restore_command
 from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
@@ -65,7 +66,9 @@ def make_plan(
         int(n[:8], 16): layout.parse_history(path.get_wal(n).decode()) for n in names if layout.HISTORY.match(n)
     }
     segments = frozenset(s for n in names if (s := layout.segment_of(n, size)))
-    return plan_restore(snapshots, histories, segments, target, snapshot=snapshot, timeline=timeline)
+    return plan_restore(
+        snapshots, histories, segments, target, snapshot=snapshot, timeline=timeline, streamed=lengths(path, size)
+    )
 
 
 async def restore(

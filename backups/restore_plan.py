@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from backups.catalog import SnapshotRecord
 from backups.layout import Fork, Segment, segment_at
 from cluster.model import format_lsn
+
+NOTHING: Mapping[Segment, int] = MappingProxyType({})
 
 
 class TargetKind(StrEnum):
@@ -96,8 +99,12 @@ def plan_restore(
     *,
     snapshot: str = "latest",
     timeline: int | None = None,
+    streamed: Mapping[Segment, int] = NOTHING,
 ) -> RestorePlan | Refused:
-    """Choose. `snapshot`: an id, or "latest" for the newest that serves. `timeline`: None means the newest archived."""
+    """Choose. `snapshot`: an id, or "latest" for the newest that serves. `timeline`: None means the newest archived.
+
+    `streamed`: how many bytes there are of segments that are not archived whole.
+    """
     if not snapshots:
         return Refused("there is no snapshot")
     chosen = next((s for s in snapshots if s.id == snapshot), None)
@@ -106,7 +113,9 @@ def plan_restore(
     if target.kind is TargetKind.SNAPSHOT:
         record = chosen or snapshots[-1]
         return RestorePlan(record, target, record.timeline, (), None, None, _about(record))
-    tip = timeline or max([*histories, *(s.timeline for s in snapshots), *(s.timeline for s in segments)])
+    tip = timeline or max(
+        [*histories, *(s.timeline for s in snapshots), *(s.timeline for s in segments), *(s.timeline for s in streamed)]
+    )
     line = line_to(tip, histories)
     if line is None:
         return Refused(f"the history file of timeline {tip} is not archived; choose another with --timeline")
@@ -122,7 +131,7 @@ def plan_restore(
         )
     # a name or a transaction may lie anywhere: from the oldest snapshot on it is certainly found
     unknown = target.kind in (TargetKind.NAME, TargetKind.XID)
-    return _with_wal(before[0] if unknown else before[-1], segments, target, tip, line)
+    return _with_wal(before[0] if unknown else before[-1], segments, target, tip, line, streamed)
 
 
 def _before(record: SnapshotRecord, target: Target) -> bool:
@@ -143,7 +152,12 @@ def _about(record: SnapshotRecord) -> tuple[str, ...]:
 
 
 def _with_wal(
-    record: SnapshotRecord, segments: frozenset[Segment], target: Target, tip: int, line: tuple[Fork, ...]
+    record: SnapshotRecord,
+    segments: frozenset[Segment],
+    target: Target,
+    tip: int,
+    line: tuple[Fork, ...],
+    streamed: Mapping[Segment, int],
 ) -> RestorePlan | Refused:
     """Is the WAL there that leads from `record` to `target`?"""
     size = record.segment_bytes
@@ -151,7 +165,7 @@ def _with_wal(
     beyond = unbroken_until(first, size, tip, line, segments)
     first_segment = segment_at(record.timeline, record.start_lsn, size)
     last = Segment(timeline_at(beyond - 1, size, tip, line), beyond - 1) if beyond > first else None
-    covered = max(beyond * size, record.stop_lsn)
+    covered = max(beyond * size + streamed.get(Segment(tip, beyond), 0), record.stop_lsn)
     if target.kind is TargetKind.LSN and target.lsn > covered:
         return Refused(f"the archived WAL ends at {format_lsn(covered)}, before {target.text}")
     later = sorted(s for s in segments if s.number > beyond and s.timeline == timeline_at(s.number, size, tip, line))

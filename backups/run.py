@@ -1,6 +1,6 @@
 """Work on a repository, as a program of its own: it needs memory and libraries that an idle agent must not carry.
 
-    python -m backups.run snapshot | verify | sweep | wal   --path CLUSTER/SYSTEM-INCARNATION …
+    python -m backups.run snapshot | verify | sweep | wal | restore   --path CLUSTER/SYSTEM-INCARNATION …
 
 Settings come from the environment. Progress goes to standard error, a line of JSON each; the result is one line of JSON
 on standard output; a failure is a sentence on standard error and exit code 1. `wal` runs until it is stopped.
@@ -18,11 +18,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path as FilePath
 
 from backups.base import Progress, take_snapshot
 from backups.config import BackupConfig, read_config
+from backups.errors import RestoreRefused
 from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
 from backups.policy import verify_due
 from backups.repository import Path, PathInfo
@@ -32,12 +33,13 @@ from postgres.command import account
 
 TELL_EVERY_S = 2.0
 ALONE_S = 1.0  # how soon work ends without the agent that ordered it
+READS = ("restore",)  # work that must not begin a path
 ORPHAN_S = 120.0  # an archiver that its agent has not spoken to for so long ends itself
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backups.run")
-    parser.add_argument("work", choices=["snapshot", "verify", "sweep", "wal"])
+    parser.add_argument("work", choices=["snapshot", "verify", "sweep", "wal", "restore"])
     parser.add_argument("--path", required=True)
     parser.add_argument("--parent", default="")
     parser.add_argument("--node", required=True)
@@ -46,18 +48,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--id", default="")
     parser.add_argument("--conninfo", default="")
     parser.add_argument("--programs", default="")
+    parser.add_argument("--target", default="{}")
+    parser.add_argument("--timeline", type=int, default=0)
+    parser.add_argument("--exclusive", action="store_true")
+    parser.add_argument("--into", type=FilePath)
     parser.add_argument("--pg-wal", type=FilePath)
     parser.add_argument("--socket", type=FilePath)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
     os.nice(0 if args.work == "wal" else 10)
-    if args.work in ("snapshot", "sweep"):
+    if args.work in ("snapshot", "sweep", "restore"):
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         config = read_config(os.environ, args.data_dir)
         name = parse_path(args.path)
-        repository = config.repository()
-        path = repository.begin_path(PathInfo(name.cluster, name.system_id, name.incarnation, time.time(), args.parent))
+        repository = config.repository(create=args.work not in READS)
+        if args.work in READS:
+            path = repository.path(name)
+        else:
+            about = PathInfo(name.cluster, name.system_id, name.incarnation, time.time(), args.parent)
+            path = repository.begin_path(about)
         result = WORK[args.work](args, config, path)
     except FlypgError as error:
         print(error, file=sys.stderr, flush=True)
@@ -124,12 +134,42 @@ def _sweep(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[s
     }
 
 
+def _restore(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    """A directory out of a snapshot and WAL, planned anew: what was archived since may count."""
+    from backups.restore import make_plan, restore
+    from backups.restore_plan import Refused, Target, TargetKind
+
+    wished = json.loads(args.target)
+    target = Target(TargetKind(wished.pop("kind")), **wished)
+    plan = make_plan(path, target, snapshot=args.id, timeline=args.timeline or None)
+    if isinstance(plan, Refused):
+        raise RestoreRefused(plan.why)
+    result = asyncio.run(
+        restore(
+            path,
+            plan,
+            args.into,
+            owner=account(args.user or None),
+            programs=args.programs,
+            inclusive=not args.exclusive,
+            progress=teller(),
+        )
+    )
+    return {**asdict(result), "directory": str(result.directory)}
+
+
 def _wal(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
     """Archive until we are stopped, or until no agent has spoken to us for a while."""
+    from backups.stream import WalStreamer
     from backups.wal import WalArchiver
     from backups.wire import LineServer
 
-    archiver = WalArchiver(path, args.pg_wal, segment_bytes=segment_bytes(args.pg_wal), options=config.wal)
+    size = segment_bytes(args.pg_wal)
+    archiver = WalArchiver(path, args.pg_wal, segment_bytes=size, options=config.wal)
+    streamer = None
+    if config.stream_every_s:
+        streamer = WalStreamer(path, args.pg_wal, segment_bytes=size, every_s=config.stream_every_s)
+        streamer.start()
     stopped = threading.Event()
     heard = time.monotonic()
 
@@ -138,11 +178,19 @@ def _wal(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str
         if fields[0] == "push":
             return archiver.handle(fields)
         heard = time.monotonic()
-        if fields[0] == "stand" and len(fields) == 3:
-            archiver.stand(int(fields[1]) or None, draining=fields[2] == "draining")
+        timeline = None
+        if fields[0] == "stand" and len(fields) in (3, 4):
+            timeline = int(fields[1]) or None
+            archiver.stand(timeline, draining=fields[2] == "draining")
+            if streamer is not None:
+                streamer.told(timeline, int(fields[3]) if len(fields) == 4 else None)
         elif fields[0] == "stop":
             stopped.set()
-        return "ok " + json.dumps(asdict(archiver.status()))
+        status = archiver.status()
+        if streamer is not None:
+            queue = streamer.reach(status.queue, timeline)
+            status = replace(status, queue=queue, error=status.error or streamer.error)
+        return "ok " + json.dumps(asdict(status))
 
     server = LineServer(args.socket, handle, account(args.user or None))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -151,6 +199,8 @@ def _wal(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str
     while not stopped.wait(5.0) and time.monotonic() - heard < ORPHAN_S:
         continue
     server.stop()
+    if streamer is not None:
+        streamer.stop()
     archiver.stop()
     return asdict(archiver.status())
 
@@ -168,6 +218,7 @@ WORK: dict[str, Callable[[argparse.Namespace, BackupConfig, Path], dict[str, obj
     "verify": _verify,
     "sweep": _sweep,
     "wal": _wal,
+    "restore": _restore,
 }
 
 

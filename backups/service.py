@@ -41,7 +41,8 @@ SPREAD_S = 600.0  # clusters with the same schedule begin within so many seconds
 
 
 class BackupService:
-    """One per agent. `cluster`: the last state of the cluster this agent has read; None before the first."""
+    """One per agent. `cluster`: the last state of the cluster this agent has read; None before the first. `written`:
+    where the WAL ends that is flushed here, if that is known."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class BackupService:
         notes: Notes,
         cluster: Callable[[], Snapshot | None],
         *,
+        written: Callable[[], int | None] = lambda: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -57,6 +59,7 @@ class BackupService:
         self._notes = notes
         self._cluster = cluster
         self._wall = wall
+        self._written = written
         self._whose = "" if config.shared else facts.node  # whose history of snapshots it is
         self._began = time.monotonic()
         self._history = RunHistory()
@@ -140,7 +143,8 @@ class BackupService:
         path = await self._own_path()
         if path is None:
             return
-        await self._archiver.tell(now, self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal"))
+        arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal")
+        await self._archiver.tell(now, arguments, self._written())
         before = self._alarm.back_at
         heard = self._alarm.look(self._archiver.status, self._wall())
         if self._alarm.back_at != before:

@@ -49,8 +49,16 @@ def sweep(path: Path, keep: Keep, *, wall: Callable[[], float] = time.time, dry_
             path.remove_parts(snapshot)
             log.info("garbage_deleted", extra={"snapshot": snapshot})
         path.remove_wal(info.key for info in doomed)
+        path.remove_wal(_old_pieces(path, now - GRACE_S))
         path.tidy(now - GRACE_S)
     return Swept(retention, len(doomed), sum(info.size for info in doomed), tuple(garbage))
+
+
+def _old_pieces(path: Path, before: float) -> list[str]:
+    """Pieces that nobody adds to any more: those of the newest segment stay, however old."""
+    found = [(p, info) for info in path.stored("stream/") if (p := layout.piece_of(info.key)) is not None]
+    newest = max((p.segment for p, _ in found), default=None)
+    return [info.key for p, info in found if p.segment != newest and info.modified < before]
 
 
 @dataclass(frozen=True, slots=True)

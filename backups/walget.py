@@ -11,13 +11,14 @@ from backups import layout
 from backups.errors import ObjectMissing, RepositoryError
 from backups.layout import Segment, segment_of
 from backups.repository import Path
+from backups.stream import assemble
 from postgres.command import Account
 
 AHEAD = 3  # segments in memory
 
 
 class WalFetcher:
-    """Answers `get` lines. History beyond `highest_timeline` is kept from PostgreSQL: it goes where it was sent."""
+    """Answers `get` lines. WAL beyond `highest_timeline` is kept from PostgreSQL: it goes where it was sent."""
 
     def __init__(
         self, path: Path, data: FilePath, *, highest_timeline: int, segment_bytes: int, owner: Account | None
@@ -42,18 +43,32 @@ class WalFetcher:
         if len(fields) != 3 or fields[0] != "get" or not layout.archivable(fields[1]):
             return "no such file is in the archive"
         name, target = fields[1], FilePath(fields[2])
-        if int(name[:8], 16) > self._highest:
-            return "no"  # a later branch of history is not ours
+        if int(name[:8], 16) > self._highest and not layout.HISTORY.match(name):
+            return "no"  # a later branch is not ours; that it exists keeps PostgreSQL from taking its number again
         try:
             content = self._content(name)
             self._write(target, content)
         except ObjectMissing:
-            return "no"
+            return self._in_pieces(name, target)
         except (RepositoryError, OSError) as error:
             self.failure = f"{name}: {error}"
             return f"stop {name}: {error}"
         self.last = name if layout.SEGMENT.match(name) else self.last
         return "ok"
+
+    def _in_pieces(self, name: str, target: FilePath) -> str:
+        """The segment in which the archive ends may be there in part: the last that recovery gets."""
+        segment = segment_of(name, self._segment_bytes)
+        if segment is None or segment.timeline != self._highest:
+            return "no"
+        try:
+            content = assemble(self._path, name, self._segment_bytes)
+            if content is not None:
+                self._write(target, content)
+        except (RepositoryError, OSError) as error:
+            self.failure = f"{name}: {error}"
+            return f"stop {name}: {error}"
+        return "no" if content is None else "ok"
 
     def _content(self, name: str) -> bytes:
         with self._lock:

@@ -57,6 +57,7 @@ def test_the_page_restores_a_cluster(server: PgServer) -> None:
         "SNAPSHOT": record.id,
         "TARGET": str(by_hand.data),
         "TIMELINE": "1",
+        "SEGMENT_BYTES": str(1 << 20),
         "PGBIN": str(BIN),
         "SOCKETS": str(by_hand.sockets),
         "PORT": str(by_hand.port),
