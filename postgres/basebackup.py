@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import psycopg
 from psycopg import pq
 from psycopg.pq import abc
 
@@ -158,6 +159,21 @@ def stream_base_backup(
     is told how many bytes of plain tars were sent so far. The WAL that makes the backup consistent is inside it. Raises
     PostgresUnavailable when the server refuses or goes away.
     """
+    try:
+        return _stream(conninfo, label, sink, max_rate_kib, fast, zstd_level, progress)
+    except psycopg.Error as error:  # libpq's thin wrapper raises some failures itself, such as a stream that breaks
+        raise PostgresUnavailable(f"BASE_BACKUP: {error}") from error
+
+
+def _stream(
+    conninfo: str,
+    label: str,
+    sink: BackupSink,
+    max_rate_kib: int,
+    fast: bool,
+    zstd_level: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[BackupBegun, BackupEnded]:
     keeper = _connect(conninfo)
     try:
         _rows(keeper, f'CREATE_REPLICATION_SLOT "{label.lower()}_{keeper.backend_pid}" TEMPORARY PHYSICAL RESERVE_WAL')
