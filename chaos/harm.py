@@ -101,7 +101,7 @@ def _heal(target: Target, node: Node) -> None:
     if node is target.primary:
         target.switchover()
         target.wait_healthy(60)
-    target.flypg("node", "reclone", node.name)
+    target.flypg("node", "reclone", node.name, "--yes")
     until = time.monotonic() + HEALED_S
     while found := _damaged(node):
         if time.monotonic() > until:
