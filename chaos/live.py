@@ -145,10 +145,15 @@ class LiveCluster(Target):
     @contextmanager
     def database(self) -> Iterator[None]:
         """The clients' database, empty; removed afterwards. Raises TestbedError when there is one of somebody else."""
-        try:
-            self._make_database()
-        except WireError as error:
-            raise TestbedError(f"the database {DATABASE} cannot be made: {error}") from error
+        until = time.monotonic() + SQL_S
+        while True:
+            try:
+                self._make_database()
+                break
+            except WireError as error:
+                if time.monotonic() > until:
+                    raise TestbedError(f"the database {DATABASE} cannot be made: {error}") from error
+                time.sleep(0.5)
         try:
             yield
         finally:

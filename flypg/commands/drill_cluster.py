@@ -46,7 +46,6 @@ def run(args: argparse.Namespace, drills: Sequence[Drill]) -> Reply:
     remotes = {str(m.node): Remote(m.node, m.host, m.ports.http, key, token, asker) for m in view.members}
     skipped = {d.name: why for d in drills if (why := why_not(d))}
     wanted = [d for d in drills if d.name not in skipped]
-    wanted, impossible = _possible(wanted, remotes)
     progress = Progress()
     cluster = LiveCluster(
         target.cluster, target.etcd, view.members, password, remotes, through=through, say=progress.now
@@ -54,9 +53,12 @@ def run(args: argparse.Namespace, drills: Sequence[Drill]) -> Reply:
     progress.done(f"{target.said}: {', '.join(remotes)}")
     cluster.on_restarted = _remembered(args, target)
     results: list[Result] = []
+    impossible: dict[str, str] = {}
     problem = ""
     try:
-        _begin_allowed(args, cluster, target, wanted, view.members)
+        _healthy(cluster)
+        wanted, impossible = _possible(wanted, remotes)
+        _allowed(args, cluster, target, wanted, view.members)
         if wanted:
             with ended_in_order(), cluster.database():
                 problem = _run_all(cluster, wanted, args, results, progress.done)
@@ -130,14 +132,18 @@ def _possible(drills: Sequence[Drill], remotes: dict[str, Remote]) -> tuple[list
     return [adapted(drill) for drill in drills if drill.name not in why], why
 
 
-def _begin_allowed(
-    args: argparse.Namespace, cluster: LiveCluster, target: Target, drills: Sequence[Drill], members: Sequence[Member]
-) -> None:
-    """Raises Refused unless the cluster is healthy, and its owner wants it broken when somebody uses it."""
+def _healthy(cluster: LiveCluster) -> None:
+    """Raises Refused."""
     try:
         cluster.wait_healthy(SETTLE_S)
     except TestbedError as error:
         raise Refused(f"the cluster is not healthy, so nothing was broken: {error}") from None
+
+
+def _allowed(
+    args: argparse.Namespace, cluster: LiveCluster, target: Target, drills: Sequence[Drill], members: Sequence[Member]
+) -> None:
+    """Raises Refused unless its owner wants a cluster broken that somebody uses."""
     others = cluster.others()
     if not drills or not others or args.yes:
         return
