@@ -15,7 +15,7 @@ import pytest
 
 from backups.codec import Codec
 from backups.directory import DirectoryStore
-from backups.errors import RepositoryUnavailable
+from backups.errors import RepositoryRefused, RepositoryUnavailable
 from backups.extract import unpack
 from backups.layout import PathName
 from backups.repository import Path as RepositoryPath
@@ -151,14 +151,24 @@ def test_the_server_dies_during_a_snapshot() -> None:
         server.remove()
 
 
-def test_the_repository_dies_during_a_snapshot(server: PgServer) -> None:
-    """The service ends in the middle and stays away: the snapshot fails and says of what; what was listed still is."""
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ("reset", RepositoryUnavailable, "no success in 3 attempts"),
+        ("half", RepositoryUnavailable, "no success in 3 attempts"),
+        ("ExpiredToken", RepositoryRefused, "ExpiredToken"),
+    ],
+)
+def test_the_repository_fails_during_a_snapshot(
+    server: PgServer, fault: str, error: type[Exception], says: str
+) -> None:
+    """From some part on it takes no more: the snapshot fails and says of what; what was listed before still is."""
     codec = Codec()
     with s3_service() as service:
-        path = path_for(server, service.store(attempts=3), codec)
+        path = path_for(server, service.store(f"fails/{fault}", attempts=3), codec)
         kept = snapshot(server, path, codec, "a")
-        service.faults.plan = [("PUT", "")] + [("PUT", "reset")] * 100
-        with pytest.raises(RepositoryUnavailable, match="no success in 3 attempts"):
+        service.faults.plan = [("PUT", "")] + [("PUT", fault)] * 100
+        with pytest.raises(error, match=says):
             snapshot(server, path, codec, "b")
         service.faults.plan = []
         found = audit(path, deep=True)

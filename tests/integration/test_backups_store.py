@@ -14,7 +14,7 @@ from backups.codec import Codec
 from backups.directory import DirectoryStore
 from backups.errors import DifferentContent, ObjectMissing, RepositoryRefused, RepositoryUnavailable
 from backups.layout import PathName
-from backups.objects import ObjectStore, S3Store
+from backups.objects import FIRST_PAUSE_S, LONGEST_PAUSE_S, ObjectStore, S3Store
 from backups.repository import Repository
 from cluster.errors import StoredFormatError
 from tests.support.s3 import S3Service, s3_service
@@ -82,6 +82,7 @@ def test_long_listings_come_in_pages(s3: S3Service) -> None:
         [("PUT", "SlowDown")] * 3,
         [("PUT", "reset")],
         [("PUT", "etag")],
+        [("PUT", "half"), ("PUT", "half")],
         [("GET", "InternalError"), ("GET", "reset")],
         [("GET", "short")],
     ],
@@ -95,6 +96,26 @@ def test_passing_faults_are_ridden_out(s3: S3Service, faults: list[tuple[str, st
     part = path.put_part("snapshots/x/base.tar.zst.000000", Codec().pack(b"data" * 1000, "x"))
     assert Codec().unpack(path.get_part(part), "x") == b"data" * 1000
     assert not s3.faults.plan, "every fault was met"
+
+
+def test_a_slow_answer_is_not_waited_for(s3: S3Service) -> None:
+    """What was sent may still be carried out, after it was sent again: either way it is stored once, and whole."""
+    s3.store("slow").put("warm", b"up")
+    path = Repository(s3.store("slow", timeout_s=2), Codec()).path(PathName("c", "1", "00000000"))
+    s3.faults.plan = [("PUT", "slow"), ("GET", "slow")]
+    data = Codec().pack(b"data" * 1000, "x")
+    part = path.put_part("snapshots/x/base.tar.zst.000000", data)
+    assert path.get_part(part) == data
+    assert not s3.faults.plan, "every fault was met"
+
+
+def test_attempts_come_slower_and_slower(s3: S3Service) -> None:
+    pauses: list[float] = []
+    store = S3Store(s3.options("pauses"), pause=pauses.append, attempts=8)
+    s3.faults.plan = [("PUT", "SlowDown")] * 7
+    assert store.put("k", b"x", if_absent=False) is True
+    longest = [min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**n) for n in range(7)]
+    assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True)), pauses
 
 
 def test_faults_that_stay_end_in_the_right_error(s3: S3Service, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -37,6 +38,7 @@ class Faults:
         return ""
 
 
+SLOW_S = 4.0  # how long an answer takes that is slow
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code} was injected</Message></Error>"
 STATUS = {
     "InternalError": "500 Internal Server Error",
@@ -64,7 +66,13 @@ class Faulty:
             return [ERROR.format(code=fault).encode()]
         if self._faults.ignore_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
-        if not fault:
+        if fault == "half":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError("injected: half of it has arrived")
+        if fault == "slow":
+            time.sleep(SLOW_S)
+        if not fault or fault == "slow":
             return self._inner(environ, start_response)
         return self._spoilt(environ, start_response, fault)
 
@@ -100,9 +108,10 @@ class S3Service:
             self.bucket, prefix, self.endpoint, "us-east-1", access_key="key", secret_key="secret", timeout_s=60
         )
 
-    def store(self, prefix: str = "p", *, attempts: int = 6) -> S3Store:
+    def store(self, prefix: str = "p", *, attempts: int = 6, timeout_s: float = 60) -> S3Store:
         """A store that does not wait between attempts."""
-        return S3Store(self.options(prefix), pause=lambda _: None, attempts=attempts)
+        options = replace(self.options(prefix), timeout_s=timeout_s)
+        return S3Store(options, pause=lambda _: None, attempts=attempts)
 
 
 @contextmanager
