@@ -156,9 +156,13 @@ class Certificates:
         return not (changed or waits or self._unseen or self._incomplete(view, trust))
 
     def _first_look(self) -> bool:
-        """Once: has an operator changed whether clients must use TLS?"""
+        """Once: has an operator changed whether clients must use TLS, or may not any more?"""
         first, self._first = self._first, False
-        return first and bool(self._files.notes().get("required", False)) != self.state.required
+        if not first:
+            return False
+        before = self._files.notes()
+        ended = self._settings.mode == "off" and bool(before.get("fingerprint"))
+        return ended or bool(before.get("required", False)) != self.state.required
 
     def _ended(self, now: float) -> str:
         if self._certificate is None or self._certificate.not_after > now:

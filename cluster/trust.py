@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.errors import StoreConflict, StoredFormatError
 from cluster.etcd import Etcd
-from cluster.etcd_values import Delete, Get, Modified, Put
+from cluster.etcd_values import Get, Modified, Put
 from cluster.keys import Keys
 from cluster.model import NodeId
 
@@ -109,10 +109,6 @@ class TrustStore:
     async def tell(self, shown: Shown) -> None:
         """Write what this node shows."""
         await self._etcd.transaction((), (Put(f"{self._nodes}{shown.node}", encode_shown(shown)),))
-
-    async def forget(self, node: NodeId) -> None:
-        """A node that left has nothing to say any more."""
-        await self._etcd.transaction((), (Delete(f"{self._nodes}{node}"),))
 
 
 def encode_authorities(authorities: Authorities) -> bytes:
