@@ -92,20 +92,27 @@ def _raft(target: Target) -> tuple[int, int]:
     return int(status["raftIndex"]), int(status["header"]["revision"])
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
     return str(found[0]) if found else name
 
 
-def _pgbench(node: Node, port: int, *arguments: str, host: str = "") -> str:
+def pgbench(node: Node, port: int, *arguments: str, host: str = "") -> str:
+    """What pgbench prints. Raises TestbedError when it fails."""
     env = {**os.environ, "PGPASSWORD": node.password, "PGSSLMODE": "disable"}
-    command = [_program("pgbench"), "-h", host or node.address, "-p", str(port), "-U", "postgres", *arguments]
+    command = [program("pgbench"), "-h", host or node.address, "-p", str(port), "-U", "postgres", *arguments]
     done = subprocess.run(
         [*command, "postgres"], env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
         raise TestbedError(f"pgbench: {done.stderr.strip()[-300:]}")
     return done.stdout
+
+
+def tps(printed: str) -> float:
+    """Transactions a second, from what pgbench prints; it prints none when not a single one was done."""
+    match = TPS.search(printed)
+    return float(match[1]) if match is not None else 0.0
 
 
 @contextmanager
@@ -130,7 +137,7 @@ def _plain_haproxy(node: Node) -> Iterator[int]:
 def throughput(target: Target, *, rounds: int, for_s: int, say: Callable[[str], None]) -> dict[str, object]:
     """pgbench -S through our 5432, a plain HAProxy, and straight, by turns; medians of transactions a second."""
     node = target.primary
-    _pgbench(node, node.ports.postgres, "-i", "-q", "-s", "5")
+    pgbench(node, node.ports.postgres, "-i", "-q", "-s", "5")
     answer: dict[str, object] = {}
     with _plain_haproxy(node) as plain:
         ways = {
@@ -142,10 +149,8 @@ def throughput(target: Target, *, rounds: int, for_s: int, say: Callable[[str], 
             seen: dict[str, list[float]] = {way: [] for way in ways}
             for number in range(rounds):
                 for way, (host, port) in ways.items():
-                    out = _pgbench(node, port, "-S", "-c", str(clients), "-j", "2", "-T", str(for_s), host=host)
-                    match = TPS.search(out)
-                    assert match is not None, "pgbench prints its rate"
-                    seen[way].append(float(match[1]))
+                    out = pgbench(node, port, "-S", "-c", str(clients), "-j", "2", "-T", str(for_s), host=host)
+                    seen[way].append(tps(out))
                 say(f"pgbench, {clients} clients, round {number + 1} of {rounds}")
             medians = {way: statistics.median(rates) for way, rates in seen.items()}
             answer[f"{clients}_clients"] = {

@@ -54,7 +54,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     bench.set_defaults(run="flypg.commands.bench:run")
     bench.add_argument("--runs", type=positive, default=None, metavar="N", help="runs of each (BENCH_RUNS, 5)")
-    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these drills, `idle`, `pgbench`")
+    bench.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these drills, `idle`, `pgbench`, `pooled`"
+    )
     bench.add_argument("--seed", type=int, default=1, metavar="N", help="where randomness begins (1)")
     bench.add_argument("--nodes", type=positive, default=3, metavar="N", help="nodes of the cluster (3)")
     bench.add_argument("--output", metavar="FILE", help="write the JSON here as well")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from chaos.bench import idle, throughput
+from chaos.bench_pooled import pooled
 from chaos.drills import DRILLS, Drill
 from chaos.history import NEVER
 from chaos.netns import NetworkError, available
@@ -42,7 +43,7 @@ ROWS = (
     "fill-wal",
     "fill-data",
 )
-COSTS = ("idle", "pgbench")
+COSTS = ("idle", "pgbench", "pooled")
 IDLE_S = 60.0
 
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> Reply:
                         measured["idle"] = idle(bed, for_s=IDLE_S)
                     if "pgbench" in costs:
                         measured["pgbench"] = throughput(bed, rounds=3, for_s=5, say=progress.done)
+                    if "pooled" in costs:
+                        measured["pooled"] = pooled(bed, rounds=2 * runs, for_s=8, say=progress.done)
             except (TestbedError, NetworkError) as error:
                 problems.append(str(error))
     data = {"about": about() | {"namespaces": cut or "yes"}, "rows": rows(results), **measured, "problems": problems}

@@ -209,7 +209,7 @@ def test_a_switchover_names_open_transactions_and_can_be_called_off(local: Local
         assert client.execute("SELECT 1").fetchone() == (1,)
     ran = local.ok("switchover", "--then", "call-off", "--json")
     assert ran.json()["transactions"] == []
-    assert local.healthy()["term"] == before["term"] + 1
+    assert local.healthy()["term"] > before["term"]
 
 
 def test_a_killed_primary_is_replaced_and_comes_back(local: Local) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -420,6 +422,37 @@ async def test_its_last_will_is_carried_out(settings: PoolerSettings, servers: t
         heir = Pooler(settings, SystemClock(), lambda at, path: None, lambda: None)
         await heir.start()
         await heir.stop()
+        await fence.stop()
+
+
+async def test_an_agent_killed_while_clients_are_held(
+    settings: PoolerSettings, servers: tuple[PgServer, PgServer]
+) -> None:
+    """PAUSE would outlive it; the fence does, too, and lets them go on."""
+    a, _ = servers
+    job = {"directory": str(settings.log_dir), "port": settings.port, "password": settings.password}
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.held_pooler", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    heir = Pooler(settings, SystemClock(), lambda at, path: None, lambda: None)
+    fence = Fence(settings.log_dir, lambda pid: None)
+    try:
+        assert agent.stdin is not None and agent.stdout is not None
+        agent.stdin.write(json.dumps(job | {"to": ["127.0.0.1", a.port]}).encode() + b"\n")
+        assert await agent.stdout.readline() == b"held\n"
+        waiting = asyncio.create_task(asyncio.to_thread(ask, settings, "SELECT 1"))
+        await asyncio.sleep(0.3)
+        assert not waiting.done(), "clients are held"
+        agent.kill()
+        await agent.wait()
+        assert await waiting == [(1,)], "the fence has ended the hold"
+    finally:
+        if agent.returncode is None:
+            agent.kill()
+        await agent.communicate()
+        await heir.start()
+        await heir.stop()
+        await fence.start()
         await fence.stop()
 
 
