@@ -95,11 +95,11 @@ class Pooling:
             await self.pooler.holding(HOLD_WITHIN_S)
 
     def drained(self, request: str) -> bool:
-        """Does no pooled transaction run any more? Sessions of session mode are not waited for: they do not end."""
+        """Does no pooled transaction run any more? Sessions of session mode get a moment only: most do not end."""
         pooler = self.pooler
         if pooler is None or pooler.pid is None or pooler.drained:
             return True
-        return self._sessions and pooler.held
+        return self._sessions and pooler.sessions_had_time
 
     def stats(self) -> PoolerStats | None:
         """As last seen; asked anew when that was some seconds ago. None: there is no pooler, or it was never asked."""

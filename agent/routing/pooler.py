@@ -39,6 +39,7 @@ READY_WITHIN_S = 5.0
 RETRY_S = 0.5
 CALM_WITHIN_S = 0.05  # for logins at the server that are under way, before a PAUSE
 CALM_LOOK_S = 0.002
+SESSIONS_END_S = 0.15  # for sessions of session mode that are about to end anyway, before the server stops
 
 LastWill = Callable[[float | None, Path], None]  # RESUME the console at this boottime; None: no will
 
@@ -49,7 +50,7 @@ class Pooler:
     def __init__(
         self, settings: PoolerSettings, clock: Clock, last_will: LastWill, on_drained: Callable[[], None]
     ) -> None:
-        """`on_drained` is called when a hold has no transaction left that runs."""
+        """`on_drained` is called when a hold has no transaction left that runs, and when sessions have had time."""
         self.console = Console(settings.run_dir, settings.port)
         self.drained = False  # held, and no pooled transaction runs
         self._settings = settings
@@ -61,6 +62,7 @@ class Pooler:
         self._version = (0, 0)
         self._pools = Pools(None, Share(200, 40, 10, 50))
         self._loaded = ""  # the configuration that PgBouncer has; "" when that is not known
+        self._held_at = 0.0  # on the loop's clock
         self._held: bool | None = None  # None: not known, as after an adoption
         self._wanted: tuple[Address | None, Pools, tuple[Address, ...]] | None = None
         self._wake = asyncio.Event()
@@ -83,6 +85,11 @@ class Pooler:
     def held(self) -> bool:
         """Do clients wait?"""
         return self._held is not False
+
+    @property
+    def sessions_had_time(self) -> bool:
+        """Have clients been held for so long that sessions of session mode which are still open will stay?"""
+        return self.held and asyncio.get_running_loop().time() >= self._held_at + SESSIONS_END_S
 
     async def start(self) -> None:
         """Start PgBouncer, or adopt the one an earlier agent left. Raises CommandFailed without such a program."""
@@ -165,6 +172,8 @@ class Pooler:
                 await self._calm()
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
                 self._held = True
+                self._held_at = asyncio.get_running_loop().time()
+                asyncio.get_running_loop().call_later(SESSIONS_END_S + 0.005, self._on_drained)
             await self._reload(replace(pools, primary=self._pools.primary, verified=self._pools.verified))
             return
         tls = self._settings.tls
