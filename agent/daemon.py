@@ -12,15 +12,16 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent import restored
+from agent import in_place, restored
 from agent.adoption import held_back, let_go, seed_settings, settle_identity, take_over
 from agent.handover import hand_over
 from agent.node import Node
 from agent.orphans import reap_orphans
-from agent.wiring import assemble, lock_directory
+from agent.wiring import Parts, assemble, lock_directory
 from cluster.errors import FlypgError, SettingsError
 from cluster.resident import release_start_up_code
 from cluster.settings import Settings
@@ -31,6 +32,7 @@ SETTLED_S = (20.0, 120.0, 900.0)  # by then everything has been touched that a r
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 FAST_STOP_S = 20.0
 PAUSE_AT_END_S = 0.02
+AGAIN = -1  # start anew, as another process: the cluster is to be restored in place
 
 
 class _Ended(Exception):
@@ -39,7 +41,10 @@ class _Ended(Exception):
 
 def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
     """Run the agent of this node until it is told to end. Returns the exit code: 0, or 1 when it could not start."""
-    return asyncio.run(_run(settings, reload))
+    code = asyncio.run(_run(settings, reload))
+    if code == AGAIN:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return code
 
 
 async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int:
@@ -52,6 +57,9 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
     try:
         parts = assemble(settings)
         lock = lock_directory(parts.state_file.parent)
+        restored_with = await _in_place(parts, asked, log)
+        if restored_with is None:
+            return 0
         adopted = take_over(parts.instance, log)
         restored.take_over(parts.state_file, parts.instance.pgdata, parts.cluster, settings.restored_from, log)
         settle_identity(parts.state_file, parts.cluster, parts.member.node, log)
@@ -59,9 +67,10 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         log.error("cannot start", extra={"error": str(error)})
         return 2 if isinstance(error, SettingsError) else 1
     has_data = (parts.instance.pgdata / "PG_VERSION").exists()
-    member = held_back(parts.member, settings.restored_from, has_data=has_data)
+    begins_with = settings.restored_from or restored_with
+    member = held_back(parts.member, begins_with, has_data=has_data)
     if member != parts.member:
-        log.warning("no data here: waits for the node that brings it", extra={"restored_from": settings.restored_from})
+        log.warning("no data here: waits for the node that brings it", extra={"restored_from": begins_with})
     node = Node(replace(parts, member=member), log)
     loop.add_signal_handler(signal.SIGHUP, lambda: _reload(node, reload, log))
     try:
@@ -74,12 +83,20 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
     for settled_s in SETTLED_S:
         loop.call_later(settled_s, release_start_up_code)
     how = signal.SIGTERM
+    again = False
+
+    def restart() -> None:
+        nonlocal again
+        again = True
+        asked.put_nowait(signal.SIGQUIT)
+
     try:
         async with asyncio.TaskGroup() as group:
             for task in node.tasks():
                 group.create_task(task)
             group.create_task(reap_orphans())
             group.create_task(seed_settings(node.store, adopted, log))
+            group.create_task(in_place.notice(parts, restart, log))
             group.create_task(let_go(node.keeper, node.store, parts.member, node.keeper_wake.ring))
             how = await asked.get()
             log.info("asked to end", extra={"signal": how.name})
@@ -90,7 +107,21 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
         pass
     await _end(node, how, log)
     os.close(lock)
-    return 0
+    return AGAIN if again and how is signal.SIGQUIT else 0
+
+
+async def _in_place(parts: Parts, asked: asyncio.Queue[signal.Signals], log: logging.Logger) -> str | None:
+    """What must happen before the node starts, for as long as nobody asks us to end; then None."""
+    work = asyncio.ensure_future(in_place.settle(parts, log))
+    told = asyncio.ensure_future(asked.get())
+    await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        told.cancel()
+        return work.result()
+    work.cancel()  # what is half done is found by the next start
+    await asyncio.gather(work, return_exceptions=True)
+    await parts.etcd.close()
+    return None
 
 
 async def _end(node: Node, how: signal.Signals, log: logging.Logger) -> None:

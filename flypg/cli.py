@@ -54,7 +54,7 @@ GROUPS = (
         "keep and restore",
         (
             ("snapshots", "list, create, verify, delete snapshots"),
-            ("restore", "the data as it was at any moment, into a directory"),
+            ("restore", "the data as it was at any moment, into a directory or in place"),
             ("backups", "status, check and sweep of the repository"),
         ),
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flypg.parsing import Parser, positive
+from flypg.parsing import Parser, positive, seconds
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -77,15 +77,18 @@ def _snapshots(commands: Commands[Parser]) -> None:
 def _restore(commands: Commands[Parser]) -> None:
     restore = commands.add_parser(
         "restore",
-        description="Restore a cluster's data as it was at any archived moment, into a directory. Shows the plan\n"
-        "(snapshot, timelines, WAL) and asks before anything is done; the recovery runs on a server that nobody can\n"
-        f"reach. What comes out is the data directory of a primary, for the first node of a new cluster.\n{WHERE}",
-        epilog="examples:\n  flypg restore --into /data/pgdata\n"
+        description="Restore a cluster's data as it was at any archived moment. Shows the plan (snapshot, timelines,\n"
+        "WAL) and asks before anything is done; the recovery runs on a server that nobody can reach.\n"
+        "  --into DIR   what comes out is the data directory of a primary, for the first node of a new cluster\n"
+        "  --in-place   the whole cluster goes back to that moment, where it is: its agents stop, one of them\n"
+        f"               restores, the others copy from it; old data is kept beside the new\n{WHERE}",
+        epilog="examples:\n  flypg restore --in-place --to-time 2026-11-28T14:30:00Z\n"
+        "  flypg restore --into /data/pgdata\n"
         "  flypg restore --into /tmp/yesterday --to-time 2026-11-28T14:30:00Z\n"
         "  flypg restore --into /tmp/before --to-name before_migration",
     )
     restore.set_defaults(run="flypg.commands.restore:run")
-    restore.add_argument("--into", metavar="DIR", required=True, help="the data directory to make; must be empty")
+    restore.add_argument("--into", metavar="DIR", help="the data directory to make; must be empty")
     restore.add_argument(
         "--snapshot", metavar="ID", default="latest", help="vs_… or latest (default: what serves best)"
     )
@@ -97,7 +100,19 @@ def _restore(commands: Commands[Parser]) -> None:
     target.add_argument("--snapshot-only", action="store_true", help="the end of the snapshot, without archived WAL")
     target.add_argument("--exclusive", action="store_true", help="stop just before the target instead of after it")
     target.add_argument("--timeline", type=positive, metavar="N", help="along the line to this timeline (the newest)")
-    restore.add_argument("--in-place", action="store_true", help="move aside what is in DIR, if no server runs on it")
+    place = restore.add_argument_group("in place")
+    place.add_argument(
+        "--in-place", action="store_true", help="the whole cluster; with --into: move aside what is in DIR"
+    )
+    place.add_argument("--node", metavar="NODE", help="the node that restores (default: the primary)")
+    place.add_argument("--confirm", metavar="NAME", help="the cluster's name, instead of typing it")
+    place.add_argument("--discard-old", action="store_true", help="remove the old data once the restore has worked")
+    place.add_argument("--follow", action="store_true", help="watch the restore that was asked for")
+    place.add_argument("--cancel", action="store_true", help="give it up, and start the cluster as it was")
+    place.add_argument("--no-wait", action="store_true", help="do not wait until it is done")
+    place.add_argument("--wait", type=seconds, metavar="SECONDS", default=86400.0, help="how long (a day)")
+    place.add_argument("--etcd", metavar="HOST:PORT,…", help="etcd endpoints (FLYPG_ETCD_ENDPOINTS)")
+    place.add_argument("--cluster", metavar="NAME", help="name of the cluster (FLYPG_CLUSTER)")
     restore.add_argument("--plan", action="store_true", help="show the plan and do nothing")
     restore.add_argument("--yes", action="store_true", help="do not ask")
     restore.add_argument("--programs", metavar="DIR", help="PostgreSQL's programs, if not in the usual place")

@@ -18,6 +18,7 @@ from backups.restore_plan import Refused as PlanRefused
 from backups.restore_plan import RestorePlan, Target, TargetKind, describe
 from cluster.errors import StoreUnavailable
 from cluster.model import NodeId, Snapshot, parse_lsn
+from flypg.commands import restore_cluster
 from flypg.commands.change import confirm
 from flypg.commands.snapshots import size
 from flypg.progress import Progress
@@ -27,6 +28,7 @@ from flypg.target import Target as ClusterTarget
 from flypg.target import find
 from postgres.command import account
 
+CLUSTER_ONLY = ("node", "confirm", "discard_old", "cancel", "follow", "no_wait", "etcd", "cluster")
 NEXT = """\
 {directory} is the data directory of a primary on timeline {timeline}; it was stopped in order.
 To make it a cluster: give it to the first node of a *new* cluster (FLYPG_CLUSTER, another name), as its FLYPG_PGDATA,
@@ -35,8 +37,14 @@ and start that node's agent; it adopts the data, sets passwords anew and archive
 
 def run(args: argparse.Namespace) -> Reply:
     """flypg restore --into DIR [--snapshot ID] [--to-time …]: show the plan, ask, carry it out."""
-    opened = open_path(args)
     target = target_of(args)
+    if args.into is None:
+        if not args.in_place:
+            raise BadInput("say where: --into DIR, or --in-place for the whole cluster where it is")
+        return restore_cluster.run(args, target)
+    if given := [name for name in CLUSTER_ONLY if getattr(args, name)]:
+        raise BadInput(f"--{given[0].replace('_', '-')} is for --in-place without --into")
+    opened = open_path(args)
     plan = make_plan(opened.path, target, snapshot=args.snapshot, timeline=args.timeline)
     if isinstance(plan, PlanRefused):
         raise Refused(f"{plan.why}; nothing was changed")
