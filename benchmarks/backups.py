@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=30, help="how long pgbench writes while WAL is archived (30)")
     parser.add_argument("--only", default="", help="directory, s3, restore, wal: some of these, with commas")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     only = set(args.only.split(",")) if args.only else {"directory", "s3", "restore", "wal"}
     found: dict[str, Any] = {"scale": args.scale, "runs": args.runs, "left_out": []}
     absent = missing() or ("" if shutil.which("pgbackrest") else "no pgbackrest on this machine")
