@@ -77,6 +77,8 @@ def bridge(bed: Target, node: Node) -> Undo:
 def halves(bed: Target, node: Node) -> Undo:
     """On one side this node and one member of etcd, on the other everybody else. Clients see both sides."""
     network = network_of(bed)
+    if len(bed.etcd) < 3:
+        raise TestbedError("halves needs three members of etcd: the other side must have a majority")
     side = [node.name, next(iter(bed.etcd))]
     others = [address for name, address in network.places.items() if name not in side]
     for name in side:

@@ -101,11 +101,17 @@ class Watcher:
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
             now = time.monotonic()
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+                revision = int(answer["Header"]["revision"])
+            except (ValueError, KeyError, TypeError):  # cut short, or etcd's last words: the watch is taken up again
+                if self._process is not None:
+                    self._process.kill()
+                return
             with self._lock:
                 for event in answer.get("Events") or []:
                     self._apply(event, now)
-                self._revision = max(self._revision, int(answer["Header"]["revision"]) + 1)
+                self._revision = max(self._revision, revision + 1)
 
     def _apply(self, event: dict[str, object], now: float) -> None:
         entry = event["kv"]
