@@ -218,6 +218,13 @@ class TlsFiles:
         return Tls(self.server, self.server, certificate.fingerprint)
 
 
+def refuse_wrong(settings: TlsSettings, files: TlsFiles, now: float) -> None:
+    """Raises SettingsError when the operator's certificate is not in order. Changes nothing."""
+    if settings.own:
+        found = files.certificate()
+        read_own(settings, now, found.fingerprint if found is not None else "")
+
+
 def begin(settings: TlsSettings, files: TlsFiles, now: float) -> TlsState:
     """The state that a node starts with. Raises SettingsError when the operator's certificate is not in order."""
     state = TlsState(required=settings.mode == "required")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from agent.routing.haproxy_config import HAProxySettings, ipv6_works
 from agent.routing.pooler_config import PoolerSettings
 from agent.routing.program import owner_of
-from agent.tls import TlsFiles, TlsSettings, begin, read_settings
+from agent.tls import TlsFiles, TlsSettings, begin, read_settings, refuse_wrong
 from backups.config import BackupConfig, read_config, values_of
 from backups.facts import NodeFacts, archive_settings
 from cluster.clock import SystemClock
@@ -76,6 +76,10 @@ def assemble(settings: Settings) -> Parts:
         raise SettingsError("FLYPG_HAPROXY", "", "HAProxy was not found: install it (apt-get install haproxy)")
     _ports_are_free(settings)
     user = settings.os_user or None
+    base = settings.data_dir
+    tls_settings = read_settings(settings.values)
+    tls_files = TlsFiles(base / "conf", base, owner_of(user or ""))
+    refuse_wrong(tls_settings, tls_files, time.time())
     make_directories(settings)
     etcd = Etcd(settings.etcd, first=nearest(settings.etcd, settings.host, settings.node))
     clock = SystemClock()
@@ -87,9 +91,6 @@ def assemble(settings: Settings) -> Parts:
         ttl_s=settings.lease_ttl_s,
         sentinel_ttl_s=settings.sentinel_ttl_s,
     )
-    base = settings.data_dir
-    tls_settings = read_settings(settings.values)
-    tls_files = TlsFiles(base / "conf", base, owner_of(user or ""))
     listen = addresses(settings.listen)
     backups = read_config(values_of(settings), base)
     facts = NodeFacts(
