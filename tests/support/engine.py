@@ -137,15 +137,10 @@ class Engine:
             )
             if made.returncode != 0:
                 raise NoEngine(f"debootstrap could not make {BASE}: {made.stderr[-500:] or made.stdout[-500:]}")
-            archive = subprocess.Popen(["tar", "-C", directory, "-c", "."], stdout=subprocess.PIPE)
-            try:
-                self._import(archive)
-            finally:
-                archive.wait(60)
-
-    def _import(self, archive: subprocess.Popen[bytes]) -> None:
-        command = [self.docker, "import", "-", BASE]
-        subprocess.run(command, stdin=archive.stdout, stdout=subprocess.DEVNULL, env=self.env, check=True, timeout=600)
+            with subprocess.Popen(["tar", "-C", directory, "-c", "."], stdout=subprocess.PIPE) as archive:
+                command = [self.docker, "import", "-", BASE]
+                with open(os.devnull, "wb") as nowhere:
+                    subprocess.run(command, stdin=archive.stdout, stdout=nowhere, env=self.env, check=True, timeout=600)
 
 
 def mirror() -> str:
