@@ -51,8 +51,8 @@ def missing(rules: Iterable[Rule], promised: Set[NodeId]) -> Missing | None:
 
 
 def barrier_passed(view: View, report: NodeReport | None) -> bool:
-    """Does the node that was chosen for this term say that it has passed its barrier under the newest rule? From then on
-    it acknowledges under that rule, which every later term has to satisfy; the open view only says so to everybody."""
+    """Does the node that was chosen for this term say that it has passed its barrier under the newest rule? From then
+    on it acknowledges under that rule, which every later term has to satisfy; the open view only says so to all."""
     return (
         view.phase is Phase.PROMOTING
         and report is not None

@@ -1,4 +1,4 @@
-"""The mirror of etcd: a read, and what a watch tells, are what a later read would bring, in whatever order they come."""
+"""The mirror of etcd: a read, and what a watch tells, are what a later read would bring, in any order of coming."""
 
 from __future__ import annotations
 
