@@ -58,7 +58,7 @@ def pgbench(cluster: Cluster, seconds: int) -> dict[str, object]:
 # of either version of control groups; a PostgreSQL backend that is killed does not show in the container's state
 PEAK = (
     "cd /sys/fs/cgroup; cat memory.events memory/memory.oom_control 2>/dev/null | sed -n 's/^oom_kill //p';"
-    " cat memory.peak memory/memory.max_usage_in_bytes 2>/dev/null"
+    " cat memory.peak memory/memory.max_usage_in_bytes 2>/dev/null; true"
 )
 
 
