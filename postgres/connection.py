@@ -52,8 +52,9 @@ async def bounded(connection: Connection, work: Coroutine[Any, Any, T], timeout_
     finally:
         if not task.done():
             cut(connection)
-            with contextlib.suppress(psycopg.Error):
-                await task
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # seen, also when we were cancelled in the moment in which it came
     raise PostgresUnavailable(f"PostgreSQL gave no answer within {timeout_s:g} s")
 
 

@@ -24,6 +24,7 @@ from postgres.detach import identify
 from postgres.files import fsync_directory, remove, write_atomically
 from postgres.parts import Parts, change, until
 
+READERS_S = 0.1  # after this readers that replay waits for are ended
 USUAL_S = 0.3  # what a promotion takes as a rule; one that takes longer is looked after by later turns
 STUB = "# skipped by flypg: this timeline was allocated to another primary or never used\n"
 HISTORY_NAME = re.compile(r"([0-9A-F]{8})\.history\Z")
@@ -63,8 +64,14 @@ async def promote(parts: Parts, timeline: int, rule: Rule, at: Position | None =
         raise PostgresUnavailable("PostgreSQL ended before it could be promoted")
     await parts.spare.open(parts.config)  # while it is being promoted: the barrier comes next
 
+    asked_at = parts.clock.boottime()
+
     async def promoted() -> bool:
-        return not await parts.session.ask(queries.in_recovery)
+        if not await parts.session.ask(queries.in_recovery):
+            return True
+        if parts.clock.boottime() - asked_at > READERS_S:
+            await parts.session.ask(queries.end_readers)  # replay would wait for them, and all clients for replay
+        return False
 
     with contextlib.suppress(InstanceError):
         await until(promoted, USUAL_S, "not promoted", parts.clock)

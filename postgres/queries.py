@@ -164,6 +164,19 @@ async def flushed(connection: Connection) -> int:
     return parse_lsn((await _one(connection, FLUSHED))[0])
 
 
+END_READERS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+  AND EXISTS (SELECT FROM pg_stat_activity AS replay WHERE replay.backend_type = 'startup'
+              AND (replay.wait_event LIKE 'RecoveryConflict%' OR replay.wait_event_type IN ('Lock', 'BufferPin')))
+"""
+
+
+async def end_readers(connection: Connection) -> int:
+    """End the transactions of readers if replay waits for one. How many that were."""
+    return int((await _one(connection, END_READERS))[0])
+
+
 WALSENDERS = "SELECT application_name, state, sync_state, flush_lsn::text FROM pg_stat_replication"
 
 

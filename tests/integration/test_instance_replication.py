@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
+import psycopg
 import pytest
 
 import postgres.observer
@@ -143,6 +144,36 @@ def test_detach_with_a_receiver_that_a_stuck_replay_would_keep() -> None:
         await n2.instance.follow(n1.upstream())
         await n2.until(lambda s: s.streaming)
         await n1.instance.barrier(rule)
+
+    run(story)
+
+
+def test_promotion_does_not_wait_for_readers() -> None:
+    """Replay waits for a reader's snapshot as long as it may; a failover would wait with it."""
+
+    async def story(made: Servers) -> None:
+        n1 = await made.primary()
+        n1.sql("CREATE TABLE t AS SELECT 1 AS n")
+        n2 = await made.standby(n1)
+        await n2.instance.set_parameters((("max_standby_streaming_delay", "-1"),), ())
+        await eventually(lambda: has_row(n2, 1), "the row never came")
+        with n2.connect() as reader:
+            reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            reader.execute("SELECT * FROM t")
+            n1.sql("DELETE FROM t")
+            n1.sql("VACUUM t")
+            waiting = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'"
+
+            async def stuck() -> bool:
+                return "Conflict" in str(n2.sql(waiting)[0][0])
+
+            await eventually(stuck, "replay never ran into the reader")
+            await n2.instance.detach()
+            await n2.instance.promote(2, lone_rule(2, n2.name))
+            await n2.until(lambda s: s.in_recovery is False)
+            with pytest.raises(psycopg.OperationalError):
+                reader.execute("SELECT * FROM t")
+        assert n2.sql("SELECT count(*) FROM t") == [(0,)]
 
     run(story)
 
