@@ -124,6 +124,8 @@ def _promoting(view: View, local: Local) -> Plan:
         if local.asked == rule:
             return Plan(Barrier(rule), f"promoted: a write must be acknowledged under {rule}")
         return Plan(ApplyRule(rule), f"the rule changed before the term was open: {rule}")
+    if not inst.gate_open:
+        return Plan(OpenGate(), "the barrier was passed: clients may come in")
     return Plan(None, "the barrier was passed; waiting for the term to be opened", soon=True)
 
 
@@ -152,10 +154,10 @@ def _serving(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return Plan(ApplyRule(rule), f"{rule} is to be in force")
     if local.barrier_term != view.term:
         return Plan(Barrier(rule), f"a write must be acknowledged under {rule} before clients are let in")
-    if view.phase is not Phase.OPEN:
-        return Plan(None, "waiting for the term to be opened", soon=True)
     if not inst.gate_open:
         return Plan(OpenGate(), "the barrier was passed: clients may come in")
+    if view.phase is not Phase.OPEN:
+        return Plan(None, "waiting for the term to be opened", soon=True)
     if view.handover is not None and local.ready_for != view.handover.request:
         return Plan(Checkpoint(view.handover.request), f"CHECKPOINT before the switchover to {view.handover.target}")
     if local.restart is not None and local.restart.stopped:

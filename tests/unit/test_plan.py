@@ -342,7 +342,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         Stop(fast=False),
     ),
     (
-        "no clients before it is open",
+        "clients come in when its barrier has passed: routers send them from then on",
         snap(promoting()),
         local(
             "b",
@@ -352,7 +352,13 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
             applied=NEW_RULE,
             barrier_term=NEXT,
         ),
-        None,
+        OpenGate(),
+    ),
+    (
+        "not before",
+        snap(promoting()),
+        local("b", as_primary(position=at(950, 4), gate_open=False), disk=disk(NEXT), promoting=NEXT, asked=NEW_RULE),
+        Barrier(NEW_RULE),
     ),
     (
         "it died on the way, promoted already: again",
