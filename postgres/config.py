@@ -193,7 +193,8 @@ def render_main(config: InstanceConfig, parameters: Mapping[str, str]) -> str:
         "hba_file": str(config.conf / "pg_hba.conf"),
         "ident_file": str(config.conf / "pg_ident.conf"),
         "log_directory": str(config.log),
-        "archive_mode": "on",  # changing it needs a restart; without a command there is nothing to do
+        # On, a stop in order ends a WAL file and sends all of it to every standby, which a switchover would wait for.
+        "archive_mode": "on" if config.archive_command else "off",
         "archive_command": config.archive_command or "/bin/true",
         **({"archive_timeout": f"{config.archive_timeout_s}s"} if config.archive_command else {}),
     }

@@ -39,7 +39,7 @@ READY_WITHIN_S = 5.0
 RETRY_S = 0.5
 CALM_WITHIN_S = 0.05  # for logins at the server that are under way, before a PAUSE
 CALM_LOOK_S = 0.002
-SESSIONS_END_S = 0.15  # for sessions of session mode that are about to end anyway, before the server stops
+SESSIONS_END_S = 0.05  # for sessions of session mode that are about to end anyway, before the server stops
 
 LastWill = Callable[[float | None, Path], None]  # RESUME the console at this boottime; None: no will
 

@@ -142,6 +142,7 @@ def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Itera
         data_mb=needs.data_mb,
         disk_mb=needs.disk_mb,
         clocks=needs.clocks,
+        spec=("pool_mode=transaction",),  # in session mode a client that stays connected loses its session once
     )
     with Testbed(plan, progress.now) as bed:
         yield bed
