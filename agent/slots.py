@@ -9,6 +9,7 @@ from typing import Never
 from agent.keeper import Keeper
 from cluster.errors import FlypgError
 from cluster.model import NodeId, Phase
+from cluster.resident import release_code
 from postgres import queries
 from postgres.config import InstanceConfig
 from postgres.connection import bounded, connect_remote
@@ -33,6 +34,7 @@ async def slots_loop(keeper: Keeper, instance: LocalInstance, config: InstanceCo
             await instance.advance_slots(positions)
         except FlypgError as error:
             log.info("slots not advanced", extra={"error": str(error)})
+        release_code()  # of TLS and login, which nothing else here needs until the next round
 
 
 async def _restart_lsns(config: InstanceConfig, host: str, port: int) -> dict[NodeId, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import re
@@ -20,11 +21,16 @@ def release_start_up_code() -> None:
     """
     gc.collect()
     gc.freeze()  # what is here now stays: it need not be looked through again and again
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    release_code()
+
+
+def release_code() -> None:
+    """Only the code: after something that is done seldom, with libraries that nothing else uses. Takes some 2 ms."""
     try:
         maps = Path("/proc/self/maps").read_text()
-        library = ctypes.CDLL(None)
-        advise = library.madvise
-        library.malloc_trim(0)
+        advise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):
         return
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
