@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from healthchecks.settings import configured
 from postgres.command import account
 from postgres.config import InstanceConfig, Passwords
 from postgres.roles import pooler_password
+from postgres.tls import built_with_tls
 
 if TYPE_CHECKING:
     from agent.drills import DrillSetup
@@ -78,6 +80,11 @@ def assemble(settings: Settings) -> Parts:
     user = settings.os_user or None
     base = settings.data_dir
     tls_settings = read_settings(settings.values)
+    if tls_settings.mode != "off" and not built_with_tls(settings.pg_bin_dir):
+        if tls_settings.own or tls_settings.mode == "required":
+            raise SettingsError("FLYPG_PG_BIN_DIR", str(settings.pg_bin_dir), "this PostgreSQL was built without TLS")
+        logging.getLogger("flypg.agent").warning("this PostgreSQL was built without TLS: there is none")
+        tls_settings = replace(tls_settings, mode="off")
     tls_files = TlsFiles(base / "conf", base, owner_of(user or ""))
     refuse_wrong(tls_settings, tls_files, time.time())
     make_directories(settings)

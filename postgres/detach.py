@@ -13,6 +13,7 @@ start; then local WAL may exist that was neither received nor replayed since, so
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -58,7 +59,8 @@ async def _end_receiver(parts: Parts) -> None:
         for pid in alive:
             if pid not in asked and parts.postmaster.is_receiver(pid):
                 asked.add(pid)
-                os.kill(pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(pid, signal.SIGTERM)
         if alive or (await parts.session.ask(queries.standby)).receiving:
             unseen = 0
             await asyncio.sleep(POLL_S)

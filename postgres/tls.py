@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def built_with_tls(binaries: Path) -> bool:
+    """Can this PostgreSQL speak TLS? One that was built without OpenSSL does not start with `ssl = on`."""
+    try:
+        with (
+            (binaries / "postgres").open("rb") as program,
+            mmap.mmap(program.fileno(), 0, access=mmap.ACCESS_READ) as code,
+        ):
+            return code.find(b"libssl") >= 0 or code.find(b"OpenSSL ") >= 0  # linked to it, or with it inside
+    except (OSError, ValueError):
+        return True  # not for us to say
 
 
 @dataclass(frozen=True, slots=True)

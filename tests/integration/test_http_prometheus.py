@@ -101,7 +101,7 @@ def busy(pair: Pair) -> tuple[TestNode, TestNode]:
     primary, standby = TestNode(pair.primary.conninfo), TestNode(pair.standby.conninfo, pair.primary.conninfo)
     pool = PoolStats("app", "app", 3, 0, 2, 1, 0, 0.0)
     for node in (primary, standby):
-        node.backups = BackupStats(3, 3600.0, 1 << 20, 7200.0, True, 0, 0, 0, 3600.0)
+        node.backups = BackupStats(3, 3600.0, 1 << 20, 7200.0, True, 0, 0, 0, 3600.0, archive_lag_s=0.0)
         node.pools = PoolerStats(True, (pool,))
         node.current = open_snapshot(N1, (N2,))
         node.memory.events = [

@@ -13,6 +13,7 @@ from postgres.config import NOBODY_NAMES, Dynamic, InstanceConfig, Passwords
 from postgres.defaults import LEAST, machine_defaults, with_least
 from postgres.detach import furthest
 from postgres.rules import count_of
+from postgres.tls import built_with_tls
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
 UPSTREAM = Upstream(N2, "fdaa::2", 5433, 7)
@@ -193,3 +194,14 @@ def test_position_is_the_greatest_of_received_and_replayed() -> None:
     assert furthest(at(4, 100), 120, 4) == at(4, 120)
     assert furthest(at(4, 100), 120, 5) == at(5, 120), "received on a newer timeline, not replayed yet"
     assert furthest(at(4, 100), 100, 5) == at(4, 100), "nothing of the newer timeline is here"
+
+
+@pytest.mark.parametrize(
+    ("code", "can"),
+    [(b"\x7fELF..libssl.so.3..", True), (b"\x7fELF..OpenSSL 3.0.15..", True), (b"\x7fELF SSL is not supported", False)],
+)
+def test_a_server_built_without_openssl_is_known(tmp_path: Path, code: bytes, can: bool) -> None:
+    """With `ssl = on` it would not start."""
+    (tmp_path / "postgres").write_bytes(code)
+    assert built_with_tls(tmp_path) is can
+    assert built_with_tls(tmp_path / "nowhere"), "that nothing is there is said elsewhere"
