@@ -210,6 +210,11 @@ async def test_switches_under_load_without_an_error(
         assert load.longest_s < 30
 
 
+@pytest.mark.xfail(
+    raises=(AssertionError, psycopg.errors.ProtocolViolation),
+    strict=False,
+    reason="not met yet: PgBouncer counts a login that its server's death interrupts as failed, about one time in three",
+)
 async def test_a_dead_primary_costs_the_statements_under_way(
     settings: PoolerSettings, servers: tuple[PgServer, PgServer]
 ) -> None:
@@ -233,12 +238,10 @@ async def test_a_dead_primary_costs_the_statements_under_way(
                 assert not waiting.done(), "a new client waits, too"
                 await haproxy.route(HOLD)
                 await haproxy.route(to(b))
-                with contextlib.suppress(psycopg.errors.ProtocolViolation):
-                    assert await waiting == [(b.port,)]
+                assert await waiting == [(b.port,)]
                 await progress(load)
-            # PgBouncer counts a login that its server's death interrupts as failed, and turns clients away for a time.
-            # All of them would be, again and again, if HAProxy did not hold its connections.
-            assert len(load.errors) <= 6 * load.clients
+            assert len(load.errors) <= load.clients
+            assert not [text for text in load.errors if "login" in text], "nobody is turned away"
     finally:
         await haproxy.stop()
         a.start()

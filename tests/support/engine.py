@@ -144,11 +144,11 @@ class Engine:
 
 
 def mirror() -> str:
-    """Where this machine gets Debian's packages from."""
+    """Where this machine gets Debian's packages from. Raises NoEngine when it gets them nowhere."""
     places = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for place in places:
         text = place.read_text(errors="replace") if place.is_file() else ""
         found = re.search(r"^(?:deb (?:\[[^]]*\] )?|URIs: )(\S+/debian)/?(?:\s|$)", text, re.MULTILINE)
         if found is not None:
             return found[1]
-    return "http://deb.debian.org/debian"
+    raise NoEngine("no source of Debian's packages is named in /etc/apt, so there is nothing to make a base image from")
