@@ -213,7 +213,7 @@ async def test_switches_under_load_without_an_error(
 @pytest.mark.xfail(
     raises=(AssertionError, psycopg.errors.ProtocolViolation),
     strict=False,
-    reason="not met yet: PgBouncer counts a login that its server's death interrupts as failed, about one time in three",
+    reason="not met yet, one time in three: PgBouncer takes a login that its server's death breaks for a failed one",
 )
 async def test_a_dead_primary_costs_the_statements_under_way(
     settings: PoolerSettings, servers: tuple[PgServer, PgServer]
