@@ -32,6 +32,7 @@ class Account:
     name: str
     uid: int
     gid: int
+    home: str = "/nonexistent"
 
 
 def account(name: str | None) -> Account | None:
@@ -42,13 +43,18 @@ def account(name: str | None) -> Account | None:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise CommandFailed(f"there is no user {name!r} on this machine to run PostgreSQL as") from None
-    return Account(name, entry.pw_uid, entry.pw_gid) if entry.pw_uid != 0 else None
+    return Account(name, entry.pw_uid, entry.pw_gid, entry.pw_dir) if entry.pw_uid != 0 else None
 
 
-def plain_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment without libpq's variables and passwords, with messages in English."""
+def plain_environment(extra: Mapping[str, str] | None = None, user: Account | None = None) -> dict[str, str]:
+    """Our environment without libpq's variables and passwords, with messages in English.
+
+    `user`: whose home it names, None: ours. libpq looks for ~/.postgresql and gives up the connection when it may not:
+    root's home is closed to everybody else.
+    """
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "TZ")}
-    return {"PATH": os.defpath, **kept, "LC_ALL": "C", **(extra or {})}
+    home = {} if user is None else {"HOME": user.home}
+    return {"PATH": os.defpath, **kept, **home, "LC_ALL": "C", **(extra or {})}
 
 
 def last_words(output: bytes) -> str:
@@ -77,7 +83,7 @@ async def run(
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=plain_environment(env),
+            env=plain_environment(env, user),
             cwd=cwd or "/",
             start_new_session=True,
             user=user.uid if user else None,
@@ -144,7 +150,7 @@ def spawn(argv: Sequence[str | Path], *, user: Account | None, output: Path, env
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
-            env=plain_environment(env),
+            env=plain_environment(env, user),
             cwd="/",
             start_new_session=True,
             user=user.uid if user else None,

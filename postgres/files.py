@@ -35,6 +35,15 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def holds_files(path: Path) -> bool:
+    """Is anything in the directory `path`? No when it does not exist, also when it is being removed at this moment."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def sync_volume(path: Path) -> None:
     """Put everything on disk that was written to the volume of `path`: one wait instead of one for each of the thousand
     files of a new data directory. Raises OSError when the volume fails."""

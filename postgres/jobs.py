@@ -20,7 +20,15 @@ from cluster.model import Upstream
 from postgres import command, queries
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, remote_conninfo
 from postgres.connection import bounded, connect_remote
-from postgres.files import free_bytes, fsync_directory, make_directory, remove, sync_volume, write_atomically
+from postgres.files import (
+    free_bytes,
+    fsync_directory,
+    holds_files,
+    make_directory,
+    remove,
+    sync_volume,
+    write_atomically,
+)
 from postgres.instance import Control, Job
 from postgres.parts import Parts
 from postgres.process import end_leftovers
@@ -100,7 +108,7 @@ class Jobs:
 
     async def initdb(self) -> None:
         parts, pgdata = self._parts, self._parts.config.pgdata
-        if pgdata.exists() and any(pgdata.iterdir()):
+        if holds_files(pgdata):
             raise InstanceError(f"{pgdata} is not empty: it is not overwritten")
         fresh = beside(pgdata, "initdb")
         await asyncio.to_thread(_empty, fresh, parts.owner)

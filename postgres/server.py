@@ -20,7 +20,7 @@ from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, Spare, bounded, connect_remote, helper
 from postgres.controldata import ControlData
-from postgres.files import DiskThread, read_or_empty
+from postgres.files import DiskThread, holds_files, read_or_empty
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
 from postgres.launch import MARK_S, Launcher, launched
@@ -83,7 +83,7 @@ class LocalInstance:
         if (pgdata / "global" / "pg_control").exists() and (pgdata / "PG_VERSION").exists():
             return Data.PRESENT
         leftovers = (pgdata, beside(pgdata, "copying"), beside(pgdata, "initdb"))
-        return Data.INCOMPLETE if any(p.is_dir() and any(p.iterdir()) for p in leftovers) else Data.ABSENT
+        return Data.INCOMPLETE if any(holds_files(path) for path in leftovers) else Data.ABSENT
 
     async def observe(self) -> InstanceState:
         files = self._parts.files
