@@ -22,7 +22,7 @@ from agent.steps import (
 )
 from cluster.lineage import on_line
 from cluster.model import HandoverStage, NodeId, Phase, Position, RequestKind, ServerState, Snapshot, Upstream, View
-from postgres.instance import Data, JobKind, Run
+from postgres.instance import Data, InstanceState, JobKind, Run
 
 JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
 DEPOSED_WAIT_S = 1.5  # for the others to open the next term before the old primary comes back
@@ -128,7 +128,8 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _while_others_take_over(view, local, now) or _start(snap, view, local, upstream)
-    waits = local.last_start is None or now - local.last_start > ALONE_MAX_S
+    long_ago = local.last_start is None or now - local.last_start > ALONE_MAX_S
+    waits = long_ago and not _was_primary(inst)  # until its control file says "recovery" it has not come to its WAL
     if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream and waits:
         return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
     if inst.run is Run.STARTING:
@@ -199,10 +200,15 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
         return Plan(Rewind(upstream), f"its WAL ended at {end}, beyond the fork of timeline {view.timeline}")
     if control is not None and control.clean_primary:
         return Plan(StartStandby(upstream), f"stopped in order at {end}: it follows {upstream.node}")
-    was_primary = control is not None and control.state in PRIMARY_STATES  # it has all the WAL it needs
-    if local.disk.floor is not None and not was_primary:  # rewound: alone it might never let anybody in
+    if local.disk.floor is not None and not _was_primary(inst):  # made anew: alone it might never let anybody in
         return Plan(StartStandby(upstream), f"it needs WAL up to {local.disk.floor} from {upstream.node}")
     return Plan(StartStandby(None), "start detached, to see where this node's WAL ends")
+
+
+def _was_primary(inst: InstanceState) -> bool:
+    """Is it a primary's own data, as it was left by a crash? Then it has all the WAL it needs. A fresh copy is not,
+    though its control file says so: that is its source's."""
+    return inst.control is not None and inst.control.state in PRIMARY_STATES and not inst.fresh_copy
 
 
 def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream, now: float) -> Plan:

@@ -35,6 +35,11 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_fresh_copy(pgdata: Path) -> bool:
+    """Is it a base backup that no server has been started on yet? Its control file is that of a running primary."""
+    return "\nBACKUP METHOD: streamed\n" in read_or_empty(pgdata / "backup_label")
+
+
 def holds_files(path: Path) -> bool:
     """Is anything in the directory `path`? No when it does not exist, also when it is being removed at this moment."""
     try:

@@ -98,6 +98,7 @@ class InstanceState:
     run: Run
     died: bool = False  # it went down without having been asked to, since its last start
     control: Control | None = None  # None without data
+    fresh_copy: bool = False  # a base backup that no server was started on yet: its control file is the source's
     job: Job | None = None
     in_recovery: bool | None = None
     position: Position | None = None  # standby: greatest of received and replayed; primary: flushed

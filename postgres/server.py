@@ -20,7 +20,7 @@ from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, Spare, bounded, connect_remote, helper
 from postgres.controldata import ControlData
-from postgres.files import DiskThread, holds_files, read_or_empty
+from postgres.files import DiskThread, holds_files, is_fresh_copy, read_or_empty
 from postgres.instance import Control, Data, InstanceState, Job, JobKind, Run
 from postgres.jobs import Jobs, beside
 from postgres.launch import MARK_S, Launcher, launched
@@ -111,7 +111,8 @@ class LocalInstance:
         if news:  # that a primary has died is told first, what its files say is looked at after
             self._changed()
         elif data is Data.PRESENT:
-            state = replace(state, control=await self._control(down))
+            fresh = down and is_fresh_copy(self.config.pgdata)
+            state = replace(state, control=await self._control(down), fresh_copy=fresh)
         return _with_look(state, seen)
 
     async def _prune_logs(self) -> None:

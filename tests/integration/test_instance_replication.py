@@ -67,9 +67,12 @@ def test_copy_and_follow() -> None:
             with pytest.raises(InstanceError, match="stopped first"):
                 await n2.instance.begin_copy(n1.upstream())
             await n2.instance.stop(fast=True)
-            await n2.until(lambda s: s.run is Run.DOWN)
+            stopped = await n2.until(lambda s: s.run is Run.DOWN)
+            assert not stopped.fresh_copy
             await n2.instance.begin_copy(n1.upstream(2))
             assert await job_done(n2) == ""
+            copied = await n2.instance.observe()
+            assert copied.fresh_copy and copied.control is not None and copied.control.state == "in production"
             aside = [p.name for p in n2.config.pgdata.parent.iterdir() if ".old-" in p.name]
             assert aside == [f"pgdata.old-{attempt}"]
             await n2.instance.start_standby(n1.upstream(2))

@@ -89,6 +89,7 @@ class Server:
         self.oldest = 0  # records before this one were removed: nobody can stream them from here
         self.min_recovery = 0  # records it must reach before it is consistent
         self.control_state = "shut down"
+        self.fresh_copy = False
         self.conninfo: Upstream | None = None
         self.conf: Names = NOBODYS
         self.slots: frozenset[str] = frozenset()
@@ -158,6 +159,7 @@ class Server:
         self.timeline = timeline
         self.history = history
         self.oldest = 0
+        self.fresh_copy = False
         self.data_generation += 1
 
     def initdb(self) -> None:
@@ -186,6 +188,7 @@ class Server:
         while self.files and max(self.files) > self.timeline:  # stubs of a promotion that never was
             self.files.discard(max(self.files))
         self.control_state = "in archive recovery" if recovery else "in production"
+        self.fresh_copy = False
         slow = 1.5 if world.chance(0.1) else 0.15
         world.after(world.between(0.02, slow), self.ice.call, self._up, self.run)
         if recovery:

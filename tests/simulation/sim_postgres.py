@@ -71,6 +71,7 @@ class SimInstance:
                 run=run,
                 died=server.died,
                 control=server.control(),
+                fresh_copy=server.fresh_copy,
                 job=server.job,
                 upstream=server.conninfo,
                 gate_open=server.gate_open,
@@ -185,7 +186,7 @@ class SimInstance:
             server.system_id = other.system_id
             server.files = {other.timeline} if other.timeline > 1 else set()
             server.slots = frozenset()
-            server.control_state = "in archive recovery"
+            server.control_state, server.fresh_copy = "in production", True  # the control file is its source's
             server.data = Data.PRESENT
             return ""
 

@@ -454,13 +454,23 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     (
         "started detached, it would wait for that WAL for ever",
         snap(promoting(phase=Phase.OPEN)),
-        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4)), last_start=80.0),
+        local(
+            "a",
+            replace(down("in archive recovery"), run=Run.STARTING),
+            disk=disk(NEXT, floor=at(950, 4)),
+            last_start=80.0,
+        ),
         Stop(fast=False),
     ),
     (
         "but it is given time to recover",
         snap(promoting(phase=Phase.OPEN)),
-        local("a", replace(down(), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4)), last_start=99.0),
+        local(
+            "a",
+            replace(down("in archive recovery"), run=Run.STARTING),
+            disk=disk(NEXT, floor=at(950, 4)),
+            last_start=99.0,
+        ),
         None,
     ),
     (
@@ -468,6 +478,20 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         snap(promoting(phase=Phase.OPEN)),
         local("a", down("in production"), disk=disk(NEXT, floor=at(950, 4))),
         StartStandby(None),
+    ),
+    (
+        "a fresh copy says so too, in the control file of its source: it follows at once",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", down("in production", fresh_copy=True), disk=disk(NEXT, floor=at(950, 4))),
+        StartStandby(upstream(B, NEXT)),
+    ),
+    (
+        "a slow disk may keep a crashed primary from its WAL for long: stopping it would only begin that anew",
+        snap(promoting(phase=Phase.OPEN)),
+        local(
+            "a", replace(down("in production"), run=Run.STARTING), disk=disk(NEXT, floor=at(950, 4)), last_start=10.0
+        ),
+        None,
     ),
     ("attached, but the gate is closed", snap(), local("b", as_standby(gate_open=False)), OpenGate()),
     (
