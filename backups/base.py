@@ -13,7 +13,7 @@ from backups.codec import Codec
 from backups.errors import ObjectDamaged, SnapshotFailed
 from backups.pipeline import PartWriter
 from backups.repository import Path
-from postgres.basebackup import BackupBegun, server_facts, stream_base_backup
+from postgres.basebackup import BackupBegun, BackupEnded, server_facts, stream_base_backup
 
 log = logging.getLogger("flypg.backups")
 
@@ -50,6 +50,12 @@ class _Sink:
 
     def begin(self, backup: BackupBegun) -> None:
         self.begun = backup
+
+    @property
+    def start(self) -> BackupBegun:
+        """Where the backup begins; once it has ended, that is known."""
+        assert self.begun is not None, "the server says so first"
+        return self.begun
 
     def archive(self, name: str, location: str) -> None:
         self._current = name
@@ -101,28 +107,7 @@ def take_snapshot(
     started_at = wall()
     writer = PartWriter(codec, path.put_part, part_bytes=options.part_bytes, uploaders=options.uploaders)
     sink = _Sink(path, snapshot, writer)
-
-    def tell(plain: int) -> None:
-        if progress is not None and sink.begun is not None:
-            progress(Progress(plain, sink.begun.estimated_bytes, writer.stored_bytes))
-
-    try:
-        begun, ended = stream_base_backup(
-            conninfo,
-            snapshot,
-            sink,
-            max_rate_kib=options.max_rate_kib,
-            fast=options.fast_checkpoint,
-            zstd_level=0
-            if options.max_rate_kib
-            else codec.level,  # a limit is meant for what is read, not for what is sent
-            progress=tell,
-        )
-        parts = writer.finish()
-    finally:
-        writer.abandon()
-    if begun.timeline != ended.timeline:
-        raise SnapshotFailed(f"the server went from timeline {begun.timeline} to {ended.timeline} meanwhile; try again")
+    ended, parts = _pour(conninfo, snapshot, sink, writer, codec, options, progress)
     manifest = path.put_manifest(snapshot, b"".join(sink.manifest_pieces))
     record = SnapshotRecord(
         id=snapshot,
@@ -133,8 +118,8 @@ def take_snapshot(
         role="standby" if facts.in_recovery else "primary",
         started_at=started_at,
         finished_at=wall(),
-        timeline=begun.timeline,
-        start_lsn=begun.lsn,
+        timeline=ended.timeline,
+        start_lsn=sink.start.lsn,
         stop_lsn=ended.lsn,
         segment_bytes=facts.segment_bytes,
         archives=tuple(Archive(name, location, sink.raw[name], parts[name]) for name, location in sink.archives),
@@ -144,12 +129,52 @@ def take_snapshot(
         damaged_pages=ended.damaged_pages,
         flypg_version=flypg_version,
     )
+    _commit(path, record, still_ours)
+    return record
+
+
+def _pour(
+    conninfo: str,
+    snapshot: str,
+    sink: _Sink,
+    writer: PartWriter,
+    codec: Codec,
+    options: SnapshotOptions,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[BackupEnded, dict[str, tuple[Part, ...]]]:
+    """Stream the backup into parts; blocks until all of them are stored. Raises SnapshotFailed when the server's
+    timeline changed meanwhile."""
+
+    def tell(plain: int) -> None:
+        if progress is not None and sink.begun is not None:
+            progress(Progress(plain, sink.begun.estimated_bytes, writer.stored_bytes))
+
+    limited = options.max_rate_kib > 0  # a limit is meant for what is read, not for what is sent
+    try:
+        begun, ended = stream_base_backup(
+            conninfo,
+            snapshot,
+            sink,
+            max_rate_kib=options.max_rate_kib,
+            fast=options.fast_checkpoint,
+            zstd_level=0 if limited else codec.level,
+            progress=tell,
+        )
+        parts = writer.finish()
+    finally:
+        writer.abandon()
+    if begun.timeline != ended.timeline:
+        raise SnapshotFailed(f"the server went from timeline {begun.timeline} to {ended.timeline} meanwhile; try again")
+    return ended, parts
+
+
+def _commit(path: Path, record: SnapshotRecord, still_ours: Callable[[], bool]) -> None:
+    """Make the snapshot exist, once all of it is seen in the repository. Raises ObjectDamaged, SnapshotFailed."""
     check_parts(path, record)
     if not still_ours():
         raise SnapshotFailed("another node has taken over; this snapshot was not committed")
     path.commit(record)
-    log.info("snapshot", extra={"snapshot": snapshot, "stored_bytes": record.stored_bytes, "role": record.role})
-    return record
+    log.info("snapshot", extra={"snapshot": record.id, "stored_bytes": record.stored_bytes, "role": record.role})
 
 
 def check_parts(path: Path, record: SnapshotRecord) -> None:
