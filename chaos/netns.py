@@ -8,6 +8,7 @@ own namespace, by dropping packets.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -57,7 +58,8 @@ def remove_leftovers() -> None:
         match = NAME.match(name)
         if match and not os.path.exists(f"/proc/{match[1]}"):
             for pid in run("ip", "netns", "pids", name, check=False).split():
-                os.kill(int(pid), 9)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
             run("ip", "netns", "del", name, check=False)
 
 

@@ -83,10 +83,27 @@ def descendants(root: int, table: dict[int, Process]) -> list[Process]:
 
 
 def belonging(directory: Path, table: dict[int, Process]) -> list[Process]:
-    """Processes that run for a directory: it is in their command line, or their environment says it is their node's."""
+    """Processes that run for a directory: it, or something below it, is in their command line, or their environment
+    says that it is their node's."""
     text = str(directory)
-    mark = f"FLYPG_DATA_DIR={text}".encode()
-    return [p for p in table.values() if p.pid != os.getpid() and (_named(text, p) or mark in _environment(p.pid))]
+    return [p for p in table.values() if p.pid != os.getpid() and (_named(text, p) or _is_nodes(text, p))]
+
+
+def _is_nodes(directory: str, process: Process) -> bool:
+    key = b"FLYPG_DATA_DIR="
+    told = [pair.removeprefix(key) for pair in _environment(process.pid) if pair.startswith(key)]
+    return any(f"{os.fsdecode(path)}/".startswith(f"{directory}/") for path in told)
+
+
+def orphans(directory: Path, table: dict[int, Process]) -> list[Process]:
+    """Children of a postmaster below a directory, which no command line shows: they work in their data directory."""
+    found = []
+    for process in table.values():
+        if process.argv[0].startswith("postgres: "):
+            with suppress(OSError):
+                if f"{os.readlink(PROC / str(process.pid) / 'cwd')}/".startswith(f"{directory}/"):
+                    found.append(process)
+    return found
 
 
 def _named(directory: str, process: Process) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from chaos import clocks, processes, volumes
+from chaos import clocks, netns, processes, volumes
 from chaos.netns import Network
 from chaos.places import USUAL, Node, Place, environment
 from chaos.ports import free_ports
@@ -30,6 +30,8 @@ from chaos.volumes import mount_disk, mount_small, unmount_below
 from cluster.model import Ports
 
 PREFIX = "fpd"
+OWNER = "owner"  # file in a testbed's directory: pid of who made it, its start, its pid namespace
+ROUNDS = 10  # of stopping what a testbed has left behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Testbed(Target):
         super().__init__(plan.cluster, say)
         self.plan = plan
         self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
+        (self.directory / OWNER).write_text(_owned_by_us())
         self.directory.chmod(0o711)  # PostgreSQL runs as another user and must get through
         self.network = Network.create(ipv6=plan.ipv6) if plan.namespaces else None
         self._closed = False
@@ -215,18 +218,48 @@ def written(address: str) -> str:
 
 def _remove(directory: Path) -> None:
     """Stop what still runs below `directory`, unmount what is mounted there, remove it."""
-    left = processes.belonging(directory, processes.everything())
-    processes.send(left, signal.SIGKILL)
-    processes.wait_gone(left, 5)
+    for _ in range(ROUNDS):  # an agent may have started something since it was looked for
+        table = processes.everything()
+        left = [*processes.belonging(directory, table), *processes.orphans(directory, table)]
+        if not left:
+            break
+        processes.send(left, signal.SIGKILL)
+        processes.wait_gone(left, 5)
     unmount_below(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _owned_by_us() -> str:
+    """What is written into a testbed's directory about the process that makes it."""
+    me = processes.look(os.getpid())
+    assert me is not None, "we run"
+    return f"{me.pid} {me.started} {_pid_namespace()}"
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _is_left(directory: Path) -> bool:
+    """Is it ours, and is the process gone that made it? A pid that was given out again is not that process."""
+    owner = directory.name.removeprefix(PREFIX).partition("-")[0]
+    try:
+        if directory.stat().st_uid != os.geteuid() or not owner.isdigit():
+            return False
+        pid, started, space = (directory / OWNER).read_text().split()
+    except (OSError, ValueError):  # it was killed before it could write it
+        return not os.path.exists(f"/proc/{owner}")
+    if space != _pid_namespace():  # of a container that shares /tmp with us: we do not see its processes
+        return False
+    now = processes.look(int(pid))
+    return now is None or now.started != int(started) or now.state == "Z"
+
+
 def remove_leftovers() -> None:
-    """Remove testbeds whose process is gone."""
+    """Remove testbeds whose process is gone, and all that they had started."""
     volumes.remove_leftovers()
     for directory in Path("/tmp").glob(f"{PREFIX}[0-9]*-*"):
-        owner = directory.name.removeprefix(PREFIX).partition("-")[0]
-        mine = directory.stat().st_uid == os.geteuid()
-        if mine and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+        if _is_left(directory):
             _remove(directory)
+    if os.geteuid() == 0 and shutil.which("ip") is not None:
+        netns.remove_leftovers()
