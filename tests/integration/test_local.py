@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 PATIENCE_S = 90.0  # the machine may be busy with other tests
+LAST_WORDS = 6000  # characters of each log that a failure shows
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,19 @@ class Local:
         return ran.json()
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for a status; fails with the last one."""
+        """Wait for a status; fails with the last one, and with what the nodes logged."""
         end = time.monotonic() + PATIENCE_S
         while not wanted(status := self.status()):
-            assert time.monotonic() < end, json.dumps(status, indent=1)
+            assert time.monotonic() < end, f"{self.last_words()}\n{json.dumps(status)}"
             time.sleep(0.3)
         return status
+
+    def last_words(self) -> str:
+        """The end of each log, of agents, etcd and PostgreSQL, and how much room there is."""
+        logs = [*self.root.glob("log/*.log"), *sorted(self.root.glob("n*/log/postgresql-*.log"))[-4:]]
+        told = [f"{path}:\n" + path.read_text(errors="replace")[-LAST_WORDS:] for path in logs]
+        usage = shutil.disk_usage(self.root)
+        return "\n".join([*told, f"{usage.free >> 20} MB free, load {os.getloadavg()}"])
 
     def healthy(self) -> dict[str, Any]:
         return self.until(lambda s: bool(s["failover_without_loss"] and all(n["healthy"] for n in s["nodes"])))
