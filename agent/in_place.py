@@ -8,6 +8,7 @@ start; `restored.json`, written last, says which order was carried out here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import shutil
@@ -114,7 +115,8 @@ class _Part:
             except (FlypgError, OSError, ValueError) as error:
                 self._log.error("restore in place failed", extra={"error": str(error), "again_in_s": pause_s})
                 await self._tell(Stage.FAILED, f"{self._parts.member.node}: {error}")
-                await asyncio.sleep(pause_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._withdrawn(), pause_s)
                 pause_s = min(RETRY_MAX_S, pause_s * 2)
 
     async def _step(self) -> bool:
@@ -122,6 +124,7 @@ class _Part:
         now = await self._orders.read()
         if now is None or now.id != self._order.id:
             self._log.warning("the order to restore was withdrawn", extra={"order": self._order.id})
+            await end_leftovers(self._fresh)  # the server of a restore that was cut off
             await asyncio.to_thread(_clear, self._fresh)
             remove(self._note)
             return True
@@ -134,6 +137,15 @@ class _Part:
         await asyncio.to_thread(self._set_aside)
         await asyncio.to_thread(self._mark)
         return True
+
+    async def _withdrawn(self) -> None:
+        """Return when this order is not the one in etcd any more: the cluster is down, nobody should wait for us."""
+        while True:
+            await asyncio.sleep(SOON_S)
+            with contextlib.suppress(FlypgError):
+                now = await self._orders.read()
+                if now is None or now.id != self._order.id:
+                    return
 
     async def _stop_postgres(self) -> None:
         instance = LocalInstance(self._parts.instance, SystemClock(), self._parts.member.node)
@@ -153,7 +165,7 @@ class _Part:
             await self._tell(Stage.RESTORING, f"{self._order.node} restores {self._order.snapshot}")
             await end_leftovers(self._fresh)  # of an attempt whose agent was killed
             await asyncio.to_thread(_clear, self._fresh)
-            result = await self._unpack()
+            result = await self._unpacked()
             noted = {"order": self._order.id, "result": result}
             await asyncio.to_thread(write_atomically, self._note, json.dumps(noted), owner=None, durable=True)
         if not await self._orders.begin_change(self._order):
@@ -179,6 +191,20 @@ class _Part:
         except ValueError:
             return {}
         return found if isinstance(found, dict) and found.get("order") == self._order.id else {}
+
+    async def _unpacked(self) -> dict[str, Any]:
+        """Unpack, which may take hours, unless the order is withdrawn meanwhile. Raises InstanceError."""
+        unpacking = asyncio.create_task(self._unpack())
+        withdrawn = asyncio.create_task(self._withdrawn())
+        try:
+            await asyncio.wait((unpacking, withdrawn), return_when=asyncio.FIRST_COMPLETED)
+            if unpacking.done():
+                return unpacking.result()
+            raise InstanceError("the order was withdrawn while it was carried out")
+        finally:
+            for task in (unpacking, withdrawn):
+                task.cancel()
+            await asyncio.gather(unpacking, withdrawn, return_exceptions=True)
 
     async def _unpack(self) -> dict[str, Any]:
         order, parts = self._order, self._parts
