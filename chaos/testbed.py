@@ -62,7 +62,7 @@ class Testbed(Target):
         remove_leftovers()
         super().__init__(plan.cluster, say)
         self.plan = plan
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         (self.directory / OWNER).write_text(_owned_by_us())
         self.directory.chmod(0o711)  # PostgreSQL runs as another user and must get through
         self.network = Network.create(ipv6=plan.ipv6) if plan.namespaces else None
@@ -258,7 +258,7 @@ def _is_left(directory: Path) -> bool:
 def remove_leftovers() -> None:
     """Remove testbeds whose process is gone, and all that they had started."""
     volumes.remove_leftovers()
-    for directory in Path("/tmp").glob(f"{PREFIX}[0-9]*-*"):
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*-*"):
         if _is_left(directory):
             _remove(directory)
     if os.geteuid() == 0 and shutil.which("ip") is not None:

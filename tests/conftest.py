@@ -1,11 +1,34 @@
-"""Tests may be coroutines: each runs in an event loop of its own, which must end with no task left behind."""
+"""Tests may be coroutines: each runs in an event loop of its own, which must end with no task left behind.
+
+What they write is in memory where there is plenty: a hundred clusters and their fsyncs would have one disk to share.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+from pathlib import Path
 
 import pytest
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 6 << 30  # what must be free, of the volume and of the machine
+
+
+def in_memory(memory: Path = MEMORY, meminfo: Path = Path("/proc/meminfo")) -> bool:
+    """Is there a volume in memory that the tests may fill?"""
+    try:
+        volume = os.statvfs(memory)
+        available = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return False
+    free = min(volume.f_bavail * volume.f_frsize, available << 10)
+    return os.access(memory, os.W_OK) and not volume.f_flag & os.ST_NOEXEC and free > ROOM_BYTES
+
+
+if "TMPDIR" not in os.environ and in_memory():
+    os.environ["TMPDIR"] = str(MEMORY)  # read by tempfile, here and in the programs that are started
 
 
 @pytest.hookimpl(tryfirst=True)

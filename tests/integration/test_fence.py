@@ -53,7 +53,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="fp"))
     yield directory
     shutil.rmtree(directory)
 

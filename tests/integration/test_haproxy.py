@@ -96,7 +96,7 @@ async def close_clients() -> None:
 
 @pytest.fixture
 def settings() -> Iterator[HAProxySettings]:
-    directory = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="fp"))
     directory.chmod(0o777)
     proxy, read, stats = free_ports(3)
     ports = Ports(proxy=proxy, read=read, stats=stats)

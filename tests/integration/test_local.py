@@ -126,7 +126,7 @@ def port_base(nodes: int) -> int:
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="fp"))
     root.chmod(0o755)
     flypg = Local(root / "c")
     try:

@@ -26,7 +26,7 @@ SETTINGS = ("FLYPG_WAL_ARCHIVE=on", "FLYPG_SNAPSHOT_FIRST_AFTER_S=86400", "FLYPG
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="fp"))
     root.chmod(0o755)
     flypg = Local(root / "c")
     wished = [word for setting in SETTINGS for word in ("--set", setting)]

@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="ft", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="ft"))
     root.chmod(0o755)
     found = Local(root / "c")
     try:

@@ -36,7 +36,7 @@ class PgServer:
 
     def __init__(self, data: Path | None = None, binaries: Path = BIN) -> None:
         self.binaries = binaries
-        self.root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+        self.root = Path(tempfile.mkdtemp(prefix="fp"))
         self.root.chmod(0o755)
         self.data = data or self.root / "data"
         self.sockets = self.root / "s"
