@@ -55,6 +55,11 @@ class Watch(Protocol):
 class FenceLine(Protocol):
     """The fence that stops this node's PostgreSQL when its authority has run out."""
 
+    @property
+    def inherited(self) -> bool:
+        """Does the last order of an agent before us still stand?"""
+        ...
+
     def arm(self, until: float) -> None: ...
 
     def disarm(self) -> None: ...
@@ -117,6 +122,7 @@ class Keeper:
     async def renew(self) -> None:
         """Renew the lease under which this node's report stands. Called every third of its ttl."""
         self.lease = await self._lease_keeper.keep_lease()
+        self.rearm()  # an agent that is killed again and again may not live until its next look
 
     async def turn(self) -> Plan:
         """Look, tell, choose one step, carry it out. The plan says whether to look again at once."""
@@ -278,7 +284,7 @@ class Keeper:
             name = unstamped(sender.name)
             if name is not None and name[1] == term and sender.state == "streaming" and sender.reply_seen_at:
                 replied[name[0]] = sender.reply_seen_at
-        self.authority_until = authority.valid_until(
+        proven = authority.valid_until(
             rules,
             self.lease,
             replied,
@@ -286,7 +292,9 @@ class Keeper:
             window_s=self._config.ttl_s - self._config.margin_s,
             asynchronous=snap is not None and snap.spec.durability is Durability.ASYNC,
         )
-        self.authority_until = max(self.authority_until, self._grace_until)
+        self.authority_until = max(proven, self._grace_until)
+        if not proven and self._fence.inherited and (snap is None or self._clock.boottime() < self._grace_until):
+            return  # the agent before us had proof until then; a restart proves nothing, and so prolongs nothing
         self._fence.arm(self.authority_until)
 
     def rearm(self) -> None:

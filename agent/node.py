@@ -62,6 +62,10 @@ class FenceForInstance:
         self._fence = fence
         self._instance = instance
 
+    @property
+    def inherited(self) -> bool:
+        return self._fence.inherited
+
     def arm(self, until: float) -> None:
         pid = self._instance.postmaster_pid
         if pid is None:

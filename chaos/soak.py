@@ -15,6 +15,7 @@ from chaos.checkers.lists import serializable
 from chaos.checkers.outage import outage
 from chaos.checkers.primaries import doubly_acknowledged, one_primary
 from chaos.checkers.register import linearizable, stale_by
+from chaos.drills import DRILLS
 from chaos.faults import FAULTS, Fault, Undo
 from chaos.history import RegisterOp, Verdict
 from chaos.inspection import judge_servers, patiently, rows
@@ -31,16 +32,36 @@ FINAL_LISTS = "SELECT key, array_to_string(value, ',') FROM flypg_list"
 HEAL_S = 30.0
 STALE_S = 1.0  # a read may be served by a server that was deposed so long ago (its routers had not heard yet)
 QUIET = ("fill-wal", "fill-data", "laggard", "kill-pgbouncer", "freeze-fence")  # need another cluster, or harm nobody
+ALONE = ("switchover", "restart-agent", "upgrade", "conflict")  # look themselves at what came of them
+DRILLED = ("storm-agent", "storm-postgres", "slow-etcd", "crowd", "lose-data", "lose-standby-data", *ALONE)
+LOST = ("lose-data", "lose-standby-data")  # never both: the second may have been the last copy
+BREAK_ETCD = ("kill-etcd", "freeze-etcd", "slow-etcd")
+
+
+def faults(*, namespaces: bool) -> list[Fault]:
+    """All that a soak may break: what has no schedule of its own and needs no cluster of another kind."""
+    known = [f for f in FAULTS.values() if f.name not in QUIET and (namespaces or not f.namespaces)]
+    drills = [DRILLS[name] for name in DRILLED]
+    return known + [Fault(d.name, d.about, d.begin, "etcd" if d.etcd else d.victim) for d in drills]
 
 
 def schedule(rng: random.Random, *, namespaces: bool) -> list[Fault]:
     """The next faults: mostly one, sometimes a second one that does not hit the same machine."""
-    known = [f for f in FAULTS.values() if f.name not in QUIET and (namespaces or not f.namespaces)]
+    known = faults(namespaces=namespaces)
     first = rng.choice(known)
-    if rng.random() < 0.25:
-        others = [f for f in known if f.victim != first.victim and not f.name.startswith(("kill-etcd", "freeze-etcd"))]
-        return [first, rng.choice(others)]
+    if rng.random() < 0.25 and first.name not in ALONE:
+        return [first, rng.choice([f for f in known if _goes_with(first, f)])]
     return [first]
+
+
+def _goes_with(first: Fault, second: Fault) -> bool:
+    apart = second.victim != first.victim and second.name not in ALONE
+    return apart and not second.name.startswith(BREAK_ETCD) and not {first.name, second.name}.issuperset(LOST)
+
+
+def heal_s(chosen: Sequence[Fault]) -> float:
+    """Within what time the cluster must be complete again: a copy takes longer."""
+    return max([HEAL_S, *(DRILLS[f.name].heal_s for f in chosen if f.name in DRILLED)])
 
 
 def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None] = lambda _: None) -> Result:
@@ -82,17 +103,17 @@ def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None
     return result
 
 
-def _one(target: Target, number: int, faults: Sequence[Fault], rng: random.Random, say: Callable[[str], None]) -> None:
+def _one(target: Target, number: int, chosen: Sequence[Fault], rng: random.Random, say: Callable[[str], None]) -> None:
     """One round of a soak."""
     hold_s = rng.uniform(0.5, 8.0)
     undos: list[Undo] = []
     primary, standby = target.primary, rng.choice(target.standbys)
     try:
-        for fault in faults:
+        for fault in chosen:
             victim: Node = standby if fault.victim == "standby" else primary
             undos.append(fault.begin(target, victim))
             time.sleep(rng.uniform(0, 0.5))
-        names = " and ".join(fault.name for fault in faults)
+        names = " and ".join(fault.name for fault in chosen)
         say(f"{number}: {names} ({primary.name} was primary) for {hold_s:.1f} s")
         time.sleep(hold_s)
     finally:
@@ -101,7 +122,7 @@ def _one(target: Target, number: int, faults: Sequence[Fault], rng: random.Rando
     for place in (*target.nodes.values(), *target.etcd.values()):
         if place.process is not None and not place.running:
             place.start()
-    target.wait_healthy(HEAL_S)
+    target.wait_healthy(heal_s(chosen))
 
 
 def _judge(target: Target, result: Result, observed: Observed, say: Callable[[str], None]) -> None:

@@ -101,6 +101,7 @@ class SimNode:
         )
         self.sentinel = Sentinel(self.client, self.clock, self.name, log)
         self.busy = self.woken = False
+        self.fence.inherited = self.life > 1
         self.world.say(self.name, f"agent {self.life} starts")
         self._renew(process)
         self._lead(process)

@@ -66,15 +66,16 @@ class SimFence:
         self.clock = clock
         self.ice = Ice(world)
         self.until = FOREVER
+        self.inherited = False  # from an agent that has died
         self._checking = False
         self.fired: Callable[[], None] = lambda: None
 
     def arm(self, until: float) -> None:
-        self.until = until
+        self.until, self.inherited = until, False
         self._later()
 
     def disarm(self) -> None:
-        self.until = FOREVER
+        self.until, self.inherited = FOREVER, False
 
     def _later(self) -> None:
         if self.until != FOREVER and not self._checking:

@@ -1,12 +1,14 @@
-"""Every drill is documented, with the bar that it is held to."""
+"""Every drill is documented, with the bar that it is held to; soaks draw from all that go together."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from chaos.drills import DRILLS, Drill
+from chaos.soak import ALONE, faults, schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
 
@@ -22,3 +24,17 @@ def test_the_page_about_drills_has_a_row_for(drill: Drill) -> None:
 
 def test_what_may_never_be_acknowledged_early_is_held_longer_than_a_lease() -> None:
     assert all(drill.hold_s > 12 for drill in DRILLS.values() if drill.blocked)
+
+
+def test_a_soak_draws_everything_it_may_and_never_loses_two_copies() -> None:
+    rng = random.Random(4)
+    rounds = [[fault.name for fault in schedule(rng, namespaces=True)] for _ in range(4000)]
+    assert {name for names in rounds for name in names} == {fault.name for fault in faults(namespaces=True)}
+    pairs = {tuple(names) for names in rounds if len(names) > 1}
+    assert pairs and not any(set(pair) >= {"lose-data", "lose-standby-data"} for pair in pairs)
+    assert not {name for pair in pairs for name in pair} & set(ALONE)
+    assert not [pair for pair in pairs if pair[1].endswith("-etcd") and pair[1] != "cut-etcd"]
+
+
+def test_a_soak_on_loopback_cuts_no_cables() -> None:
+    assert not [fault.name for fault in faults(namespaces=False) if fault.namespaces]
