@@ -29,7 +29,7 @@ from cluster.model import Member
 from cluster.settings import Settings
 from healthchecks.config import HttpConfig
 from healthchecks.settings import configured
-from postgres.command import account
+from postgres.command import account, closed_above
 from postgres.config import InstanceConfig, Passwords
 from postgres.roles import pooler_password
 from postgres.tls import built_with_tls
@@ -110,6 +110,7 @@ def assemble(settings: Settings) -> Parts:
         user=user,
         programs=str(settings.pg_bin_dir),
     )
+    refuse_closed(settings, backups.scratch)
     archiving = archive_settings(backups, facts)
     instance = InstanceConfig(
         pgdata=settings.pgdata,
@@ -210,7 +211,7 @@ def addresses(listen: tuple[str, ...]) -> tuple[str, ...]:
 def make_directories(settings: Settings) -> None:
     """The node's directory and what is below it; the servers' user may write where the servers write.
 
-    Raises InstanceError when it cannot be made, or when the servers' user cannot get there.
+    Raises InstanceError when it cannot be made.
     """
     base = settings.data_dir
     owner = account(settings.os_user or None)
@@ -223,25 +224,27 @@ def make_directories(settings: Settings) -> None:
             if owner is not None:
                 os.chown(directory, owner.uid, owner.gid)
         settings.pgdata.parent.mkdir(parents=True, exist_ok=True)
-        if owner is not None and os.geteuid() == 0:
-            _reachable(base, owner.uid, owner.gid, settings.os_user)
-            if settings.pgdata.parent == base:
-                os.chown(base, owner.uid, owner.gid)
+        if owner is not None and settings.pgdata.parent == base:
+            os.chown(base, owner.uid, owner.gid)
     except OSError as error:
         raise InstanceError(f"the data directory {base} cannot be used: {error.strerror}: {error.filename}") from error
 
 
-def _reachable(base: Path, uid: int, gid: int, user: str) -> None:
-    for directory in base.parents:
-        mode = directory.stat()
-        if not (
-            mode.st_mode & 0o001
-            or (mode.st_uid == uid and mode.st_mode & 0o100)
-            or (mode.st_gid == gid and mode.st_mode & 0o010)
-        ):
+def refuse_closed(settings: Settings, scratch: Path) -> None:
+    """Raise InstanceError for a place that the servers' user cannot get to, as below root's home."""
+    user = account(settings.os_user or None)
+    places = {"FLYPG_DATA_DIR": settings.data_dir, "FLYPG_PGDATA": settings.pgdata, "FLYPG_SNAPSHOT_SCRATCH": scratch}
+    programs = {
+        "FLYPG_PG_BIN_DIR": settings.pg_bin_dir and settings.pg_bin_dir / "postgres",
+        "FLYPG_HAPROXY": settings.haproxy,
+        "FLYPG_PGBOUNCER": settings.pgbouncer,
+    }
+    for key, path in (places | programs).items():
+        closed = closed_above(path, user) if path is not None else None
+        if closed is not None and user is not None:
             raise InstanceError(
-                f"the user {user} cannot enter {directory}, and PostgreSQL runs as {user}:"
-                f" choose another FLYPG_DATA_DIR, or chmod o+x {directory}"
+                f"{path}: the user {user.name}, as whom servers run, cannot enter {closed}: choose another {key}"
+                f", or chmod o+x {closed}"
             )
 
 

@@ -208,6 +208,7 @@ def _plain(node: Node, tls: str) -> Iterator[int]:
             ["pgbouncer", "-q", str(config)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            cwd="/",  # ours may be closed to that user
             user=user.pw_uid if user is not None else None,
             group=user.pw_gid if user is not None else None,
             extra_groups=[] if user is not None else None,

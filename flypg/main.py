@@ -17,11 +17,13 @@ from cluster.errors import (
     StoreUnavailable,
 )
 from flypg.cli import build_parser
+from flypg.home import settle_home
 from flypg.reply import BadInput, Exit, Refused, Reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    settle_home()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if not arguments:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,13 +47,33 @@ def account(name: str | None) -> Account | None:
     return Account(name, entry.pw_uid, entry.pw_gid, entry.pw_dir) if entry.pw_uid != 0 else None
 
 
+def closed_above(path: Path, user: Account | None) -> Path | None:
+    """The first directory above `path` that `user` may not enter; None: nothing keeps it out.
+
+    Root's home is closed to others, and so is everything below it. `user` None: programs run as we do.
+    """
+    if user is None:
+        return None
+    for directory in (*reversed(path.parents), *reversed(path.resolve().parents)):  # a link's way, and its target's
+        try:
+            found = directory.stat()
+        except FileNotFoundError:
+            continue  # it is yet to be made
+        mine, ours = found.st_uid == user.uid, found.st_gid == user.gid
+        opens = stat.S_IXUSR if mine else stat.S_IXGRP if ours else stat.S_IXOTH
+        if not found.st_mode & opens:
+            return directory
+    return None
+
+
 def plain_environment(extra: Mapping[str, str] | None = None, user: Account | None = None) -> dict[str, str]:
     """Our environment without libpq's variables and passwords, with messages in English.
 
     `user`: whose home it names, None: ours. libpq looks for ~/.postgresql and gives up the connection when it may not:
-    root's home is closed to everybody else.
+    root's home is closed to everybody else, and so may be root's own directory for temporary files.
     """
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "TZ")}
+    ours = ("HOME", "TMPDIR") if user is None else ()
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "TZ", *ours)}
     home = {} if user is None else {"HOME": user.home}
     return {"PATH": os.defpath, **kept, **home, "LC_ALL": "C", **(extra or {})}
 

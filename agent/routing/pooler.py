@@ -256,7 +256,12 @@ async def version_of(program: str) -> tuple[int, int]:
     """Of PgBouncer. Raises CommandFailed when it cannot be run."""
     try:
         process = await asyncio.create_subprocess_exec(
-            program, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            program,
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # not our passwords
+            cwd="/",
         )
     except OSError as error:
         raise CommandFailed(f"{program} cannot be run: {error}") from error

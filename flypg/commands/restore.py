@@ -26,7 +26,7 @@ from flypg.reply import BadInput, Refused, Reply, done
 from flypg.repository import open_path
 from flypg.target import Target as ClusterTarget
 from flypg.target import find
-from postgres.command import account
+from postgres.command import account, closed_above
 
 CLUSTER_ONLY = ("node", "confirm", "discard_old", "cancel", "follow", "no_wait", "etcd", "cluster")
 NEXT = """\
@@ -49,6 +49,9 @@ def run(args: argparse.Namespace) -> Reply:
     if isinstance(plan, PlanRefused):
         raise Refused(f"{plan.why}; nothing was changed")
     directory = FilePath(args.into).absolute()
+    owner = account(os.environ.get("FLYPG_OS_USER") or "postgres")
+    if owner is not None and (closed := closed_above(directory, owner)) is not None:
+        raise BadInput(f"the user {owner.name}, as whom PostgreSQL runs, cannot enter {closed}: choose another --into")
     lines = [*describe(plan), f"into       {directory}"]
     body = plan_data(plan, directory)
     if args.plan:
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> Reply:
                 opened.path,
                 plan,
                 directory,
-                owner=account(os.environ.get("FLYPG_OS_USER") or "postgres"),
+                owner=owner,
                 programs=args.programs or "",
                 inclusive=not args.exclusive,
                 progress=tell,
