@@ -1,23 +1,19 @@
-"""Before a node starts: whose data it has, under which name it gave its word, and whether it may found a cluster."""
+"""Before a node starts: what data it has, and whether it may found a cluster with it. For its words: identity.py."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from agent.keeper import Keeper
 from agent.reader import SharedStore
-from cluster.codec import decode, encode
-from cluster.errors import FlypgError, InstanceError, StoreConflict
-from cluster.model import Disk, Member, Phase
+from cluster.errors import FlypgError, StoreConflict
+from cluster.model import Member, Phase
 from postgres import adoption
 from postgres.adoption import Found
 from postgres.config import InstanceConfig
-from postgres.files import write_atomically
 
 LOOK_S = 0.5
 
@@ -31,29 +27,6 @@ def take_over(config: InstanceConfig, log: logging.Logger) -> Found | None:
         for line in found.left_out:
             log.warning("not carried over from pg_hba.conf", extra={"line": line})
     return found
-
-
-def settle_identity(state: Path, cluster: str, node: str, log: logging.Logger) -> None:
-    """Words given under another name or to another cluster do not bind this node: its volume is a copy, or a snapshot.
-
-    What says that a copy of the data is unfinished stays. Raises InstanceError, StoredFormatError.
-    """
-    file = state.with_name("identity.json")
-    mine = {"cluster": cluster, "node": node}
-    try:
-        before = json.loads(file.read_text()) if file.exists() else mine
-        if file.exists() and before == mine:
-            return
-        if before != mine and state.exists():
-            words = decode(Disk, state.read_bytes(), str(state))
-            same = before.get("cluster") == cluster
-            write_atomically(state.with_name("state.before.json"), encode(words).decode(), owner=None, durable=True)
-            kept = Disk(copying=words.copying, floor=words.floor if same else None)
-            write_atomically(state, encode(kept).decode(), owner=None, durable=True)
-            log.warning("this volume was another node's", extra={"was": before, "is": mine})
-        write_atomically(file, json.dumps(mine), owner=None, durable=True)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InstanceError(f"{file} cannot be used: {error}") from error
 
 
 def held_back(member: Member, restored_from: str, *, has_data: bool) -> Member:

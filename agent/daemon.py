@@ -13,11 +13,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from agent import in_place, restored
-from agent.adoption import held_back, let_go, seed_settings, settle_identity, take_over
+from agent import identity, in_place
+from agent.adoption import held_back, let_go, seed_settings, take_over
 from agent.handover import hand_over
 from agent.node import Node
 from agent.orphans import reap_orphans
@@ -32,6 +33,7 @@ SETTLED_S = (20.0, 120.0, 900.0)  # by then everything has been touched that a r
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 FAST_STOP_S = 20.0
 PAUSE_AT_END_S = 0.02
+T = TypeVar("T")
 AGAIN = -1  # start anew, as another process: the cluster is to be restored in place
 
 
@@ -57,12 +59,19 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
     try:
         parts = assemble(settings)
         lock = lock_directory(parts.state_file.parent)
-        restored_with = await _in_place(parts, asked, log)
+        restored_with = await _unless_told(in_place.settle(parts, log), parts, asked)
         if restored_with is None:
             return 0
         adopted = take_over(parts.instance, log)
-        restored.take_over(parts.state_file, parts.instance.pgdata, parts.cluster, settings.restored_from, log)
-        settle_identity(parts.state_file, parts.cluster, parts.member.node, log)
+        me = identity.Identity(parts.cluster, parts.member.node, settings.restored_from)
+        known = False
+        if identity.doubtful(parts.state_file, me):
+            log.info("asking etcd whether it knows this node: its volume may be another cluster's")
+            answer = await _unless_told(identity.counted(parts.store.read, me.node), parts, asked)
+            if answer is None:
+                return 0
+            known = answer
+        identity.settle(parts.state_file, me, log, known=known)
     except FlypgError as error:
         log.error("cannot start", extra={"error": str(error)})
         return 2 if isinstance(error, SettingsError) else 1
@@ -110,16 +119,18 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
     return AGAIN if again and how is signal.SIGQUIT else 0
 
 
-async def _in_place(parts: Parts, asked: asyncio.Queue[signal.Signals], log: logging.Logger) -> str | None:
+async def _unless_told(work: Coroutine[Any, Any, T], parts: Parts, asked: asyncio.Queue[signal.Signals]) -> T | None:
     """What must happen before the node starts, for as long as nobody asks us to end; then None."""
-    work = asyncio.ensure_future(in_place.settle(parts, log))
+    task = asyncio.ensure_future(work)
     told = asyncio.ensure_future(asked.get())
-    await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
-    if work.done():
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        if told.done():  # at the same moment: it counts
+            asked.put_nowait(told.result())
         told.cancel()
-        return work.result()
-    work.cancel()  # what is half done is found by the next start
-    await asyncio.gather(work, return_exceptions=True)
+        return task.result()
+    task.cancel()  # what is half done is found by the next start
+    await asyncio.gather(task, return_exceptions=True)
     await parts.etcd.close()
     return None
 

@@ -119,8 +119,14 @@ def inspect(config: InstanceConfig) -> Found | None:
     text = read_or_empty(pgdata / "postgresql.conf")
     if kind == "plain":
         text += f"\n{read_or_empty(pgdata / 'postgresql.auto.conf')}"
-    clients = access.access(read_or_empty(pgdata / "pg_hba.conf"))
+    clients = access.access(_who_got_in(pgdata))
     return Found(kind, wishes(text), clients.lines, clients.left_out)
+
+
+def _who_got_in(pgdata: Path) -> str:
+    """The text of its pg_hba.conf. Fly's app puts that aside while it sets passwords after a restore; when it is cut
+    off there, what it leaves in its place trusts everybody."""
+    return read_or_empty(pgdata / "pg_hba.conf.bak") or read_or_empty(pgdata / "pg_hba.conf")
 
 
 def _unfinished(dbstate: Path) -> bool:

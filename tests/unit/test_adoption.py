@@ -1,43 +1,15 @@
-"""Identity of a volume, founding with restored data, and what of a postgresql.conf is an operator's wish."""
+"""Founding with restored data, and what of a data directory that was taken over is an operator's wish."""
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 
-from agent.adoption import held_back, settle_identity
-from cluster.codec import decode, encode
-from cluster.model import Disk, Position
-from postgres.adoption import wishes
+import pytest
+
+from agent.adoption import held_back
+from postgres.adoption import inspect, wishes
+from postgres.config import InstanceConfig, Passwords
 from tests.support.http_node import N1, member
-
-LOG = logging.getLogger("test")
-WORDS = Disk(promised=7, floor=Position(3, 500), copying=True, was_primary=6)
-
-
-def settled(state: Path, cluster: str, node: str) -> Disk:
-    settle_identity(state, cluster, node, LOG)
-    return decode(Disk, state.read_bytes(), str(state))
-
-
-def test_words_bind_the_node_that_gave_them_and_nobody_else(tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    settle_identity(state, "shop", "n1", LOG)
-    state.write_bytes(encode(WORDS))
-    assert settled(state, "shop", "n1") == WORDS
-    assert settled(state, "shop", "n9") == Disk(copying=True, floor=WORDS.floor), "a copy of the volume in its cluster"
-    state.write_bytes(encode(WORDS))
-    assert settled(state, "fork", "n9") == Disk(copying=True), "a snapshot that begins another cluster"
-    assert decode(Disk, (tmp_path / "state.before.json").read_bytes(), "") == WORDS
-    assert json.loads((tmp_path / "identity.json").read_text()) == {"cluster": "fork", "node": "n9"}
-    assert settled(state, "fork", "n9") == Disk(copying=True)
-
-
-def test_a_directory_from_before_identities_keeps_its_words(tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    state.write_bytes(encode(WORDS))
-    assert settled(state, "shop", "n1") == WORDS
 
 
 def test_who_has_no_data_does_not_found_a_restored_cluster() -> None:
@@ -71,3 +43,29 @@ max_connections = 400
         ("timezone", "Europe/Amsterdam"),
     )
     assert wishes("wal_level = logical") == (("wal_level", "logical"),)
+
+
+@pytest.mark.parametrize(
+    ("story", "aside", "expected"),
+    [
+        ("cut off in the middle of a restore", "host all alice 10.0.0.0/8 md5\n", "alice"),
+        ("cut off twice: what is aside trusts as well", "host all flypgadmin ::0/0 trust\n", ""),
+    ],
+)
+def test_rules_that_flys_app_left_in_the_middle_of_a_restore(
+    tmp_path: Path, story: str, aside: str, expected: str
+) -> None:
+    pgdata = tmp_path / "postgres"
+    (pgdata / "global").mkdir(parents=True)
+    (pgdata / "global" / "pg_control").touch()
+    (pgdata / "PG_VERSION").write_text("15\n")
+    (pgdata / "pg_hba.conf").write_text("host all flypgadmin ::0/0 trust\n")
+    (pgdata / "pg_hba.conf.bak").write_text(aside)
+    (tmp_path / "keeperstate").write_text("{}")
+    config = InstanceConfig(
+        pgdata, tmp_path, tmp_path, tmp_path, Path("/usr/lib/postgresql/15/bin"), 1, Passwords("", "", "")
+    )
+    found = inspect(config)
+    assert found is not None
+    assert "trust" not in " ".join(found.hba), story
+    assert expected in " ".join(found.hba) and found.hba
