@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from typing import NoReturn
 
+import psycopg
 import pytest
 
-from tests.support.compose import NODES, Cluster, say, until
+from flypg.commands.drill import SMOKE
+from tests.support.compose import NODES, PROJECT, Cluster, say, through, until
 from tests.support.engine import Engine, NoEngine
 
 MODE = os.environ.get("FLYPG_E2E", "")
@@ -91,6 +93,8 @@ def test_orphans_of_others_are_reaped(cluster: Cluster) -> None:
     until(none_left, "a zombie stays", 60)
 
 
+# What depends on how busy the machine is. What a drill must never find depends on nothing.
+TIMED = ("outage", "failovers", "pooled clients")
 BREAKS = [("kill", 20.0), ("stop", 20.0), ("pause", 30.0), ("disconnect", 30.0)]
 
 
@@ -103,6 +107,65 @@ def test_the_primary_is_lost_and_nothing_with_it(cluster: Cluster, how: str, at_
     assert float(str(found["outage_any_node_s"])) < at_most_s and float(str(found["outage_s"])) < at_most_s
     if how == "stop":
         assert found["exit_code"] == 0 and float(str(found["stopped_after_s"])) < 55
+
+
+def test_drills_are_run_against_the_cluster(cluster: Cluster) -> None:
+    """docker compose --profile drill run: smoke is what the profile runs when it is not told what."""
+    found = cluster.drill("smoke")
+    for result in found["results"]:
+        said = {v["checker"]: v["text"] for v in result["verdicts"] if v["ok"] is False}
+        say(f"drill {result['drill']}: {result['outage_s']} {said or ''}")
+    assert not found["problem"], found["problem"]
+    ran = {result["drill"] for result in found["results"]}
+    assert ran | set(found["skipped"]) == set(SMOKE), found["skipped"]
+    assert {"kill-postmaster", "kill-postgres", "kill-standby", "switchover"} <= ran, found["skipped"]
+    for result in found["results"]:
+        broken = [v for v in result["verdicts"] if v["ok"] is False and v["checker"] not in TIMED]
+        assert not broken, f"{result['drill']}: {broken}"
+        assert result["lost"] == 0 and result["doubly_acknowledged"] == 0, result["drill"]
+    with psycopg.connect(through(*NODES)) as connection:
+        databases = [name for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall()]
+    assert "flypg_drill" not in databases, "what it made is removed"
+
+
+def test_drills_that_are_forbidden_break_nothing(cluster: Cluster) -> None:
+    form = ("--network", f"{PROJECT}_flypg", "-e", "FLYPG_CLUSTER=compose")
+    command = ("flypg-drill", "drill", "run", "kill-postgres", "--cluster=compose", "--yes", "--etcd=e1:2379")
+    done = cluster.engine.run("docker", "run", "--rm", *form, "-e", "OPERATOR_PASSWORD=wrong", *command, check=False)
+    assert done.returncode != 0 and "nothing was broken" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_a_node_whose_first_process_is_root_joins(cluster: Cluster) -> None:
+    """As on Fly: the agent is root, whose home is closed to the servers it starts as postgres."""
+    settings = cluster.engine.run("docker", "inspect", "-f", "{{json .Config.Env}}", cluster.ids["n1"]).stdout
+    env = dict(pair.split("=", 1) for pair in json.loads(settings) if not pair.startswith(("PATH=", "FLYPG_SNAPSHOT")))
+    env |= {"FLYPG_NODE": "n5", "FLYPG_HOST": "n5", "FLYPG_SNAPSHOT_URL": "off", "FLYPG_NOFAILOVER": "on"}
+    options = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
+    name = f"{PROJECT}_n5"
+    where = ("--name", name, "--hostname", "n5", "--network", f"{PROJECT}_flypg", "--network-alias", "n5")
+    cluster.engine.run("docker", "run", "-d", "--user", "root", "--shm-size", "64m", *where, *options, "flypg")
+    try:
+        closed = cluster.engine.run("docker", "exec", name, "stat", "-c", "%a %U", "/root").stdout.split()
+        assert closed == ["700", "root"]
+
+        def streams() -> bool:
+            nodes = {node["node"]: node["state"] for node in json.loads(cluster.flypg("status", "--json"))["nodes"]}
+            return bool(nodes.get("n5") == "streaming")
+
+        say(f"a node joins after {until(streams, 'n5 does not join', 120):.1f} s")
+        top = cluster.engine.run("docker", "top", name, "-eo", "user,args").stdout.splitlines()[1:]
+        as_root = [line.split(None, 1)[1] for line in top if line.split()[0] in ("0", "root")]
+        assert as_root and all("flypg" in line for line in as_root), as_root  # the agent and its fence
+        assert cluster.engine.run("docker", "exec", name, "pg-role").stdout.count("replica")
+        stopped = time.monotonic()
+        cluster.engine.run("docker", "stop", "-t", "60", name)
+        assert time.monotonic() - stopped < 55
+        code = cluster.engine.run("docker", "inspect", "-f", "{{.State.ExitCode}}", name).stdout
+        assert code.strip() == "0"
+    finally:
+        cluster.engine.run("docker", "rm", "-f", "-v", name, check=False)
+        cluster.flypg("node", "remove", "n5", "--yes")
+    until(cluster.healthy, "the cluster is not healthy without n5", 60)
 
 
 def test_a_snapshot_in_the_bucket_is_restored(cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import moto
 import psycopg
@@ -87,6 +88,7 @@ class Cluster:
         self.engine.env["FLYPG_STAND_IN_PROMETHEUS"] = prometheus or "/bin/false"
         self.engine.build("etcd", "flypg-etcd")
         self.engine.build("node", "flypg")
+        self.engine.build("drill", "flypg-drill")
         self.services = (*MEMBERS, *NODES, "s3", *(["prometheus"] if prometheus else []))
         left_out = "Grafana" if prometheus else "Grafana, Prometheus (apt-get install prometheus)"
         say(f"left out, as no registry is asked: {left_out}; moto stands in for the S3 server")
@@ -111,6 +113,17 @@ class Cluster:
     def docker(self, command: str, node: str, *argv: str, timeout_s: float = 120, check: bool = True) -> str:
         """`docker COMMAND CONTAINER ARGUMENTS`; its output."""
         return self.engine.run("docker", command, self.ids[node], *argv, timeout_s=timeout_s, check=check).stdout
+
+    def drill(self, *names: str) -> dict[str, Any]:
+        """Run drills against the running cluster, as docker-compose.yml says; what they found."""
+        done = self.compose(
+            "--profile", "drill", "run", "--rm", "-T", "drill", *names, "--json", timeout_s=900, check=False
+        )
+        try:
+            found: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise AssertionError(f"no answer from the drill: {done.stdout[-1000:]}{done.stderr[-1000:]}") from None
+        return found
 
     # --- how it is ------------------------------------------------------------------------------------------------
 
