@@ -9,7 +9,7 @@ import pwd
 def settle_home() -> None:
     """Let HOME name our own home where it names one that we may not enter.
 
-    `runuser -u postgres`, setpriv and their like leave root's HOME to another user, and libpq, which looks into
+    `setpriv --reuid`, `su -m` and their like leave root's HOME to another user, and libpq, which looks into
     ~/.postgresql, then gives up every connection to another machine.
     """
     home = os.environ.get("HOME")

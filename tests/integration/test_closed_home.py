@@ -125,7 +125,7 @@ def test_an_agent_says_which_place_the_servers_cannot_reach(home: Path) -> None:
 
 
 def test_another_user_with_roots_home_gets_its_own(home: Path) -> None:
-    """`runuser -u postgres`, setpriv and their like leave HOME as it is."""
+    """`setpriv --reuid`, `su -m` and their like leave HOME as it is."""
     python = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if reachable(Path(path))), None)
     if python is None:
         pytest.skip("every user's Python is not installed")

@@ -36,7 +36,7 @@ def test_a_program_of_another_user_is_not_told_of_our_directory_for_temporary_fi
 
 
 def test_a_home_that_we_may_not_enter_is_not_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`runuser -u postgres flypg agent` keeps root's HOME."""
+    """`setpriv --reuid=postgres flypg agent` keeps root's HOME."""
     monkeypatch.setenv("HOME", str(tmp_path))
     settle_home()
     assert os.environ["HOME"] == str(tmp_path)
