@@ -64,6 +64,7 @@ class Memory:
     wal_checked: float | None = None
     down_since: float | None = None
     last_start: float | None = None
+    waits_since: float | None = None
     last_job_failed: float | None = None
     restart: RestartUnderWay | None = None
     was_standby: bool = False
@@ -77,6 +78,8 @@ class Memory:
                 self.down_since = now
         else:
             self.down_since = None
+        waits = inst.run is Run.STARTING and inst.control is not None and not inst.control.crashed_primary
+        self.waits_since = (now if self.waits_since is None else self.waits_since) if waits else None
         if inst.run is Run.DOWN:
             self.forget_server()
             if self.restart is not None and not self.restart.stopped:

@@ -223,6 +223,7 @@ class Keeper:
             wal_checked=m.wal_checked,
             down_since=m.down_since,
             last_start=m.last_start,
+            waits_since=m.waits_since,
             last_job_failed=m.last_job_failed,
             restart=m.restart,
         )

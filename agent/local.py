@@ -39,5 +39,6 @@ class Local:
     wal_checked: float | None = None  # when its upstream was last asked for the WAL it needs
     down_since: float | None = None
     last_start: float | None = None
+    waits_since: float | None = None  # recovers from WAL it may lack: not a primary's own, which crash recovery has
     last_job_failed: float | None = None
     restart: RestartUnderWay | None = None

@@ -27,8 +27,7 @@ from postgres.instance import Data, InstanceState, JobKind, Run
 JOB_PAUSE_S = 10.0  # before a copy that failed is tried again
 DEPOSED_WAIT_S = 1.5  # for the others to open the next term before the old primary comes back
 HUNG_MAX_S = 30.0
-ALONE_MAX_S = 10.0  # a start without a primary to receive from; after that it is taken to lack WAL
-PRIMARY_STATES = ("in production", "shutting down", "in crash recovery")  # of a control file whose server crashed
+ALONE_MAX_S = 10.0  # of recovery without a primary to receive from; after that it is taken to lack WAL
 UNATTACHED_S = 5.0  # a standby that has not streamed for so long asks whether its WAL is still there, …
 ASK_AGAIN_S = 30.0  # … and again after this
 
@@ -128,8 +127,7 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _while_others_take_over(view, local, now) or _start(snap, view, local, upstream)
-    long_ago = local.last_start is None or now - local.last_start > ALONE_MAX_S
-    waits = long_ago and not _was_primary(inst)  # until its control file says "recovery" it has not come to its WAL
+    waits = local.waits_since is not None and now - local.waits_since > ALONE_MAX_S
     if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream and waits:
         return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
     if inst.run is Run.STARTING:
@@ -208,7 +206,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
 def _was_primary(inst: InstanceState) -> bool:
     """Is it a primary's own data, as it was left by a crash? Then it has all the WAL it needs. A fresh copy is not,
     though its control file says so: that is its source's."""
-    return inst.control is not None and inst.control.state in PRIMARY_STATES and not inst.fresh_copy
+    return inst.control is not None and inst.control.crashed_primary and not inst.fresh_copy
 
 
 def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream, now: float) -> Plan:

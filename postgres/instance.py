@@ -73,6 +73,11 @@ class Control:
         return self.state == "shut down"
 
     @property
+    def crashed_primary(self) -> bool:
+        """Is it as a primary leaves it that did not stop in order? It stays so until its crash recovery is over."""
+        return self.state in ("in production", "shutting down", "in crash recovery")
+
+    @property
     def stopped_at(self) -> Position:
         """The end of the WAL of a primary that was stopped in order; at least a byte into its last record."""
         return Position(self.timeline, self.end or self.checkpoint + 1)

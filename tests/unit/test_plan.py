@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from agent.adopt import rule_of
+from agent.execute import Memory
 from agent.local import Local, RestartUnderWay
 from agent.plan import plan_next
 from agent.steps import (
@@ -458,7 +459,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
             "a",
             replace(down("in archive recovery"), run=Run.STARTING),
             disk=disk(NEXT, floor=at(950, 4)),
-            last_start=80.0,
+            waits_since=80.0,
         ),
         Stop(fast=False),
     ),
@@ -469,7 +470,7 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
             "a",
             replace(down("in archive recovery"), run=Run.STARTING),
             disk=disk(NEXT, floor=at(950, 4)),
-            last_start=99.0,
+            waits_since=99.0,
         ),
         None,
     ),
@@ -558,6 +559,20 @@ RULES = [
     ("somebody else's is none", "FIRST 1 (b_t7)", None),
     ("none: alone", "", Rule(0, A, frozenset(), 0)),
 ]
+
+
+def test_crash_recovery_is_no_waiting_however_long_it_takes() -> None:
+    """A start was stopped after ten seconds, and begun anew, for ever: crash recovery always takes as long again."""
+    memory = Memory()
+    starting = replace(down("in production"), run=Run.STARTING)
+    for now, state in ((10.0, "in production"), (11.0, "in crash recovery"), (40.0, "in crash recovery")):
+        memory.update(replace(starting, control=control(state)), now)
+        assert memory.waits_since is None
+    for now in (41.0, 50.0):  # from here on it may lack WAL
+        memory.update(replace(starting, control=control("in archive recovery")), now)
+        assert memory.waits_since == 41.0
+    memory.update(as_standby(), 51.0)
+    assert memory.waits_since is None
 
 
 @pytest.mark.parametrize(("story", "names", "expected"), RULES, ids=[r[0] for r in RULES])
