@@ -192,7 +192,7 @@ def _plain(node: Node, tls: str) -> Iterator[int]:
     """The simplest PgBouncer in front of a node's server; its port."""
     (port,) = free_ports(1)
     user = pwd.getpwnam("postgres") if os.geteuid() == 0 else None  # it refuses to run as root
-    with tempfile.TemporaryDirectory(prefix="fpplain") as name:
+    with tempfile.TemporaryDirectory(prefix="fpplain", dir="/tmp") as name:
         directory = Path(name)
         config = directory / "pgbouncer.ini"
         config.write_text(
