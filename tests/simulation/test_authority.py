@@ -61,3 +61,14 @@ def test_a_primary_that_needs_no_proof_outlives_its_agent_without_etcd() -> None
         sim.nodes[next(iter(sim.nodes))].fence.fired = lambda stopped=stopped: stopped.append(1)
         sim.run()
         assert not stopped, seed
+
+
+@pytest.mark.timeout(900)
+def test_a_storm_of_restarts_costs_nothing() -> None:
+    """An agent that lives for a second proves its server's authority: for clients nothing has happened."""
+    for seed in range(5):
+        scenes = tuple(Scene("start", "kill_agent", "n1", 0.3, after_s=CUT_S + 1.3 * n) for n in range(15))
+        sim = Simulation(seed, scenes=scenes, size=3, spec=Spec())
+        sim.run()
+        assert sim.store.view is not None and sim.store.view.term == 1, (seed, sim.store.view)
+        assert sim.clients.longest_gap_s < 0.5, seed
