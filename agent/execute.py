@@ -137,10 +137,10 @@ class Performer:
         match step:
             case InitDb():
                 await self._instance.begin_initdb()
-            case Copy(source=source):
+            case Copy(source=source, seed=seed):
                 words = await self._write_floor(words, source)
                 memory.known_end = None
-                await self._instance.begin_copy(source)
+                await self._instance.begin_copy(source, seed=seed)
                 await self._answer_reclone(snap)
             case Rewind(source=source):
                 words = await self._write_floor(words, source)

@@ -19,6 +19,7 @@ from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
 from agent.routing.haproxy_config import door
 from agent.routing.target import choose_route
+from agent.seeding import RepositorySeeder
 from agent.slots import slots_loop
 from agent.wiring import Parts
 from backups.notes import Notes
@@ -126,6 +127,8 @@ class Node:
             parts.backups, parts.facts, notes, lambda: self.store.snapshot, written=self.provider.written
         )
         self.provider.backups = self.backups.status
+        if parts.backups.seed:
+            self.instance.seed_with(RepositorySeeder(parts.backups, parts.facts, notes))
         self.provider.pools = self.pooling.stats
         self.drills = self._drills()
         self.provider.switched_on = self.drills

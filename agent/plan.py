@@ -21,7 +21,8 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
     me = member.node
     inst = local.instance
     if inst.job is not None and inst.job.running:
-        return Plan(None, f"{inst.job.kind.value} is running{': ' + inst.job.progress if inst.job.progress else ''}")
+        more = "; ".join(text for text in (inst.job.progress, inst.job.note) if text)
+        return Plan(None, f"{inst.job.kind.value} is running{': ' + more if more else ''}")
     if snap is None or snap.view is None:
         return Plan(None, "there is no cluster yet" if snap is not None else "etcd has not answered since the start")
     view = snap.view

@@ -92,6 +92,8 @@ def promise_for(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     serving = fetch is not None and fetch.source == local.me
     if given is None or given.term < view.term:
         return Plan(GivePromise(view.term), f"term {view.term}: {view.cause}")
+    if local.instance.upstream is not None and local.instance.upstream.term == view.term:
+        return Plan(GivePromise(view.term), "it fetches no more: promise again with what it has got")
     if (told := _publish(snap, local)) is not None:
         return told
     return Plan(
@@ -181,7 +183,11 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
         return Plan(None, f"a copy begins when term {view.term} is open")
     if local.wal_lost and _may_be_remade(snap, view, local.me):
-        return Plan(Copy(upstream), f"{upstream.node} has not got the WAL any more that this node needs: copy afresh")
+        again = inst.job is not None and bool(
+            inst.job.seeded
+        )  # then the repository has led to nothing, and would again
+        why = f"{upstream.node} has not got the WAL any more that this node needs: copy afresh"
+        return Plan(Copy(upstream, seed=not again), why)
     if control is not None and control.clean_primary:
         end: Position | None = control.stopped_at
     else:

@@ -14,9 +14,11 @@ class InitDb:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy `source` afresh. `floor` (the primary's position) is written to disk first."""
+    """Copy `source` afresh. `floor` (the primary's position) is written to disk first. `seed`: the data may come from
+    the repository, if this node is set so."""
 
     source: Upstream
+    seed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class BackupConfig:
     archive: bool
     archive_timeout_s: int  # the longest that a change waits for the archive in an idle cluster; 0 means no limit
     wal: WalOptions
+    seed: bool  # a node that has no data takes it from here, if it can
     stream_every_s: float  # WAL of the open segment is archived so often; 0: when the segment is full
     key_text: str = field(default="", repr=False)
     key_file: str = ""
@@ -82,10 +83,11 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
         schedule = ""
     elif not CRON.match(schedule):
         raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, "must be five fields as in cron, in UTC, or off")
+    shared = read.flag(values, "FLYPG_SNAPSHOT_SHARED", s3 is not None)
     full = read.choice(values, "FLYPG_WAL_QUEUE_FULL", ("keep", "drop"), "keep")
     return BackupConfig(
         url=url,
-        shared=read.flag(values, "FLYPG_SNAPSHOT_SHARED", s3 is not None),
+        shared=shared,
         s3=s3,
         first_after_s=read.seconds(values, "FLYPG_SNAPSHOT_FIRST_AFTER_S", 300.0, at_least=0),
         schedule=schedule,
@@ -109,11 +111,21 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
             queue_limit_bytes=read.size(values, "FLYPG_WAL_QUEUE_LIMIT", 1 << 30, at_least=0),
             drop_past_limit=full == "drop",
         ),
+        seed=_seed(values, shared=shared and bool(url or s3)),
         stream_every_s=read.seconds(values, "FLYPG_WAL_STREAM_S", 0.0, at_least=0, at_most=3600),
         key_text=values.get("FLYPG_SNAPSHOT_KEY", ""),
         key_file=values.get("FLYPG_SNAPSHOT_KEY_FILE", ""),
         values={k: v for k, v in values.items() if k.startswith(FORWARDED)},
     )
+
+
+def _seed(values: Mapping[str, str], *, shared: bool) -> bool:
+    wished = read.choice(values, "FLYPG_SEED_FROM", ("primary", "repository"), "primary")
+    if wished == "repository" and not shared:
+        raise SettingsError(
+            "FLYPG_SEED_FROM", wished, "needs a repository that every node sees; see FLYPG_SNAPSHOT_URL and _SHARED"
+        )
+    return wished == "repository"
 
 
 def values_of(settings: Settings) -> dict[str, str]:

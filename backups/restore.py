@@ -84,7 +84,7 @@ async def restore(
     """Restore into the empty `directory`. Raises RestoreRefused (nothing changed), RestoreFailed, RepositoryError."""
     record = plan.snapshot
     binaries = find_programs(record.major, programs)
-    await asyncio.to_thread(_check_space, directory, record.raw_bytes)
+    await asyncio.to_thread(check_space, directory, record.raw_bytes)
     home = await asyncio.to_thread(private_home)
     server = ScratchServer(directory, home / "s", binaries, owner)
 
@@ -96,7 +96,7 @@ async def restore(
     try:
         await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
         unpacked = time.monotonic()
-        await _check(server, directory)
+        await check_files(server, directory)
         await asyncio.to_thread(make_our_own, directory, record, owner)
         checked = time.monotonic()
         timeline, lsn, commit = await _recover(server, path, plan, home, owner, inclusive)
@@ -119,7 +119,7 @@ def private_home() -> FilePath:
     return home
 
 
-def _check_space(directory: FilePath, needed: int) -> None:
+def check_space(directory: FilePath, needed: int) -> None:
     place = directory
     while not place.exists():
         place = place.parent
@@ -128,7 +128,7 @@ def _check_space(directory: FilePath, needed: int) -> None:
         raise RestoreRefused(f"{directory} needs {int(needed * 1.1) >> 20} MiB, only {free >> 20} MiB are free")
 
 
-async def _check(server: ScratchServer, directory: FilePath) -> None:
+async def check_files(server: ScratchServer, directory: FilePath) -> None:
     """Compare every file with PostgreSQL's own manifest."""
     await server.tool("pg_verifybackup", "--no-parse-wal", "--quiet", directory, timeout_s=CHECK_S)
 
@@ -154,7 +154,7 @@ async def _recover(
         settings["recovery_target_inclusive"] = "on" if inclusive else "off"
     await asyncio.to_thread(lines.start)
     try:
-        await asyncio.to_thread(_signal, server.data, owner)
+        await asyncio.to_thread(write_signal, server.data / "recovery.signal", owner)
         await server.start(settings)
         try:
             return await _finish(server)
@@ -165,8 +165,8 @@ async def _recover(
         await asyncio.to_thread(fetcher.stop)
 
 
-def _signal(data: FilePath, owner: Account | None) -> None:
-    file = data / "recovery.signal"
+def write_signal(file: FilePath, owner: Account | None) -> None:
+    """An empty file that tells PostgreSQL how to begin."""
     file.touch(mode=0o600)
     if owner is not None:
         shutil.chown(file, owner.uid, owner.gid)

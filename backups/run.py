@@ -1,6 +1,6 @@
 """Work on a repository, as a program of its own: it needs memory and libraries that an idle agent must not carry.
 
-    python -m backups.run snapshot | verify | sweep | wal | restore   --path CLUSTER/SYSTEM-INCARNATION …
+    python -m backups.run snapshot | verify | sweep | wal | restore | seed   --path CLUSTER/SYSTEM-INCARNATION …
 
 Settings come from the environment. Progress goes to standard error, a line of JSON each; the result is one line of JSON
 on standard output; a failure is a sentence on standard error and exit code 1. `wal` runs until it is stopped.
@@ -33,13 +33,13 @@ from postgres.command import account
 
 TELL_EVERY_S = 2.0
 ALONE_S = 1.0  # how soon work ends without the agent that ordered it
-READS = ("restore",)  # work that must not begin a path
+READS = ("restore", "seed")  # work that must not begin a path
 ORPHAN_S = 120.0  # an archiver that its agent has not spoken to for so long ends itself
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backups.run")
-    parser.add_argument("work", choices=["snapshot", "verify", "sweep", "wal", "restore"])
+    parser.add_argument("work", choices=list(WORK))
     parser.add_argument("--path", required=True)
     parser.add_argument("--parent", default="")
     parser.add_argument("--node", required=True)
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--conninfo", default="")
     parser.add_argument("--programs", default="")
     parser.add_argument("--target", default="{}")
+    parser.add_argument("--followed", default="{}")
     parser.add_argument("--timeline", type=int, default=0)
     parser.add_argument("--exclusive", action="store_true")
     parser.add_argument("--into", type=FilePath)
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
     os.nice(0 if args.work == "wal" else 10)
-    if args.work in ("snapshot", "sweep", "restore"):
+    if args.work in ("snapshot", "sweep", "restore", "seed"):
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         config = read_config(os.environ, args.data_dir)
@@ -158,6 +159,20 @@ def _restore(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict
     return {**asdict(result), "directory": str(result.directory)}
 
 
+def _seed(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
+    """The data of a standby out of a snapshot and WAL; `--followed`: what is known of its primary."""
+    from backups.seed import seed
+    from backups.seed_plan import Followed
+
+    def say(text: str) -> None:
+        print(json.dumps({"doing": text}), file=sys.stderr, flush=True)
+
+    followed = Followed(**json.loads(args.followed))
+    owner = account(args.user or None)
+    made = asyncio.run(seed(path, followed, args.into, owner=owner, programs=args.programs, progress=teller(), say=say))
+    return asdict(made)
+
+
 def _wal(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
     """Archive until we are stopped, or until no agent has spoken to us for a while."""
     from backups.stream import WalStreamer
@@ -219,6 +234,7 @@ WORK: dict[str, Callable[[argparse.Namespace, BackupConfig, Path], dict[str, obj
     "sweep": _sweep,
     "wal": _wal,
     "restore": _restore,
+    "seed": _seed,
 }
 
 

@@ -21,19 +21,29 @@ class WalFetcher:
     """Answers `get` lines. WAL beyond `highest_timeline` is kept from PostgreSQL: it goes where it was sent."""
 
     def __init__(
-        self, path: Path, data: FilePath, *, highest_timeline: int, segment_bytes: int, owner: Account | None
+        self,
+        path: Path,
+        data: FilePath,
+        *,
+        highest_timeline: int,
+        segment_bytes: int,
+        owner: Account | None,
+        only: frozenset[Segment] | None = None,
     ) -> None:
-        """`data`: the data directory that is being recovered; nothing is written outside of it."""
+        """`data`: the data directory that is being recovered; nothing is written outside of it. `only`: exactly these
+        segments are given, and no history file; None: whatever is archived."""
         self._path = path
         self._data = data
         self._highest = highest_timeline
         self._segment_bytes = segment_bytes
         self._owner = owner
+        self._only = only
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="wal-get")
         self._lock = threading.Lock()
         self._ahead: dict[str, Future[bytes]] = {}
         self.last = ""  # the last segment that was given
         self.failure = ""  # why recovery was told to stop
+        self.asked = -1  # the highest number of a segment that recovery has asked for
 
     def stop(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -43,13 +53,18 @@ class WalFetcher:
         if len(fields) != 3 or fields[0] != "get" or not layout.archivable(fields[1]):
             return "no such file is in the archive"
         name, target = fields[1], FilePath(fields[2])
+        segment = segment_of(name, self._segment_bytes)
+        if segment is not None:
+            self.asked = max(self.asked, segment.number)
+        if self._only is not None and segment not in self._only:
+            return "no"
         if int(name[:8], 16) > self._highest and not layout.HISTORY.match(name):
             return "no"  # a later branch is not ours; that it exists keeps PostgreSQL from taking its number again
         try:
             content = self._content(name)
             self._write(target, content)
         except ObjectMissing:
-            return self._in_pieces(name, target)
+            return "no" if self._only is not None else self._in_pieces(name, target)
         except (RepositoryError, OSError) as error:
             self.failure = f"{name}: {error}"
             return f"stop {name}: {error}"
@@ -75,9 +90,8 @@ class WalFetcher:
             future = self._ahead.pop(name, None)
             segment = segment_of(name, self._segment_bytes)
             if segment is not None:
-                wanted = [
-                    Segment(segment.timeline, segment.number + i).name(self._segment_bytes) for i in range(1, AHEAD)
-                ]
+                following = [Segment(segment.timeline, segment.number + i) for i in range(1, AHEAD)]
+                wanted = [s.name(self._segment_bytes) for s in following if self._only is None or s in self._only]
                 for old in self._ahead.keys() - set(wanted):
                     self._ahead.pop(old).cancel()
                 for new in wanted:

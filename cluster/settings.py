@@ -73,6 +73,7 @@ KNOWN = frozenset(
         "FLYPG_TICK_S",
         "FLYPG_NOFAILOVER",
         "FLYPG_NOSYNC",
+        "FLYPG_SEED_FROM",
         "FLYPG_PRIORITY",
         "FLYPG_DRILLS",
         "FLYPG_DRILLS_PORT",

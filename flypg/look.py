@@ -58,7 +58,7 @@ def parse_look(body: bytes) -> NodeLook | None:
         streaming=streaming if isinstance(streaming, bool) else None,
         lag_s=_number(postgres.get("lag_s")),
         progress=_progress(postgres.get("job")),
-        problem=_text(data.get("problem")),
+        problem=_text(data.get("problem")) or _note(postgres.get("job")),
         certificate=_text(certificate.get("problem")) or _text(certificate.get("warning")),
         tls_pending=certificate.get("shown") is False,
         standbys=_standbys(postgres.get("standbys")),
@@ -88,6 +88,11 @@ def _progress(job: object) -> str:
     if not isinstance(job, Mapping) or job.get("running") is not True:
         return ""
     return ": ".join(part for part in (_text(job.get("kind")), _text(job.get("progress"))) if part)
+
+
+def _note(job: object) -> str:
+    """Why a job that runs is not done as it was wished, else ""."""
+    return _text(job.get("note")) if isinstance(job, Mapping) and job.get("running") is True else ""
 
 
 def _standbys(rows: object) -> dict[NodeId, StandbyLag]:

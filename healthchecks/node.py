@@ -79,7 +79,8 @@ def _job(local: InstanceState) -> Json | None:
     job = local.job
     if job is None:
         return None
-    return {"kind": str(job.kind), "running": job.running, "error": job.error, "progress": job.progress}
+    told = {"kind": str(job.kind), "running": job.running, "error": job.error, "progress": job.progress}
+    return told | {"seeded": job.seeded, "note": job.note}
 
 
 def standby_lag(sender: Walsender, here: Position | None) -> tuple[int | None, float | None]:

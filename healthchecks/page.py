@@ -181,6 +181,7 @@ def _notes(member: Member, postgres: Json, problem: str, reported: str) -> list[
     job = postgres.get("job")
     if job and job.get("running"):
         notes.append(f"{job['kind']} {job.get('progress', '')}".strip())
+        notes += [job["note"]] if job.get("note") else []
     if postgres.get("pending_restart"):
         notes.append(f"restart pending for {', '.join(postgres['pending_restart'])}")
     if member.nofailover or member.priority == 0:

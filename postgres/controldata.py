@@ -46,6 +46,7 @@ class ControlData:
     checksums: bool
     wal_log_hints: bool
     segment_bytes: int  # of a WAL file
+    backup_start: int = 0  # LSN at which a base backup began whose end was not replayed yet; 0: it is consistent
 
 
 def parse(output: str) -> ControlData:
@@ -70,6 +71,7 @@ def parse(output: str) -> ControlData:
             checksums=int(values["Data page checksum version"]) > 0,
             wal_log_hints=values["wal_log_hints setting"] == "on",
             segment_bytes=int(values["Bytes per WAL segment"]),
+            backup_start=parse_lsn(values["Backup start location"]),
         )
     except (KeyError, ValueError) as error:
         raise InstanceError(f"pg_controldata printed something unexpected: {error}") from error

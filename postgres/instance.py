@@ -50,6 +50,8 @@ class Job:
     error: str = ""  # why it failed; "" while it runs and when it succeeded
     progress: str = ""  # for people, e.g. "41 % of 2.1 GB"
     source: NodeId | None = None
+    seeded: str = ""  # what a copy was made from instead of from `source`; "" means from there
+    note: str = ""  # why it was not done as it was wished; "" means it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,9 @@ class Instance(Protocol):
 
     async def begin_initdb(self) -> None: ...
 
-    async def begin_copy(self, source: Upstream) -> None:
-        """Copy `source` afresh (pg_basebackup). What is in the data directory is moved aside, never deleted first."""
+    async def begin_copy(self, source: Upstream, *, seed: bool = True) -> None:
+        """Copy `source` afresh: from what this node is set to take its data from if `seed`, else and failing that with
+        pg_basebackup. What is in the data directory is moved aside, never deleted first."""
         ...
 
     async def begin_rewind(self, source: Upstream) -> None:

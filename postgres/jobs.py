@@ -7,6 +7,7 @@ when they are complete; the directory that was there is moved aside first, never
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 from cluster.errors import FlypgError, InstanceError
 from cluster.model import Upstream
-from postgres import command, queries
+from postgres import command, queries, seeding
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, remote_conninfo
 from postgres.connection import bounded, connect_remote
 from postgres.files import (
@@ -32,7 +33,9 @@ from postgres.files import (
 from postgres.instance import Control, Job
 from postgres.parts import Parts
 from postgres.process import end_leftovers
+from postgres.seeding import Seeder
 
+log = logging.getLogger("flypg.postgres")
 INITDB_S = 300.0
 COPY_S = 7 * 86400.0  # a copy is watched by its progress, not by its duration
 REWIND_S = 6 * 3600.0
@@ -64,6 +67,7 @@ class Jobs:
         self._parts = parts
         self._on_change = on_change
         self._state: _State | None = None
+        self.seeder: Seeder | None = None  # None: copies come from the primary
 
     @property
     def job(self) -> Job | None:
@@ -98,6 +102,10 @@ class Jobs:
         if self._state is not None and self._state.job.progress != text:
             self._state.job = replace(self._state.job, progress=text)
 
+    def _note(self, *, seeded: str = "", note: str = "") -> None:
+        assert self._state is not None, "only a job that runs has something to note"
+        self._state.job = replace(self._state.job, seeded=seeded, note=note)
+
     async def close(self) -> None:
         """Break off what runs."""
         if self._state is not None and not self._state.task.done():
@@ -123,9 +131,10 @@ class Jobs:
         )
         await asyncio.to_thread(self._install, fresh)
 
-    async def copy(self, source: Upstream) -> None:
+    async def copy(self, source: Upstream, *, seed: bool = True) -> None:
         parts, pgdata = self._parts, self._parts.config.pgdata
         fresh = beside(pgdata, "copying")
+        await end_leftovers(fresh)  # of an attempt whose agent was killed
         await asyncio.to_thread(_empty, fresh, parts.owner)
         parts.files.write_passfile()
         connection = await connect_remote(parts.config, source.host, source.port)
@@ -136,6 +145,9 @@ class Jobs:
         if there.tablespaces:
             raise InstanceError(f"{source.node} has tablespaces outside its data directory: flypg cannot copy them")
         await asyncio.to_thread(self._make_room, there.size_bytes, source)
+        if seed and self.seeder is not None and await self._seed(self.seeder, source, fresh):
+            await asyncio.to_thread(self._install, fresh)
+            return
         await command.run(
             [
                 parts.config.binaries / "pg_basebackup",
@@ -147,6 +159,29 @@ class Jobs:
             on_stderr=self._read_progress,
         )
         await asyncio.to_thread(self._install, fresh)
+
+    async def _seed(self, seeder: Seeder, source: Upstream, fresh: Path) -> bool:
+        """Fill `fresh` from elsewhere. False: it could not be done, which is noted, and `fresh` is empty again."""
+        config, me = self._parts.config, self._parts.me
+        try:
+            async with seeding.primary(config, source) as connection:
+                await seeding.held(connection, me)
+                wanted = await seeding.described(connection, source, fresh)
+                made = await seeder(wanted, self.progress)
+                now = await seeding.described(connection, source, fresh)
+            why = seeding.lost(wanted, now, made)
+        except (FlypgError, OSError) as error:
+            why = str(error)
+        self.progress("")
+        if not why:
+            self._note(seeded=made.name)
+            log.info("seeded", extra={"from": made.name, "source": source.node})
+            return True
+        self._note(note=f"copied from {source.node} instead of the repository: {why}")
+        log.warning("not seeded, the primary is copied", extra={"source": source.node, "why": why})
+        await end_leftovers(fresh)
+        await asyncio.to_thread(_empty, fresh, self._parts.owner)
+        return False
 
     def _read_progress(self, chunk: bytes) -> None:
         if found := PROGRESS.findall(chunk):

@@ -313,6 +313,38 @@ async def oldest_wal(connection: Connection) -> int:
     return int(found or 0)
 
 
+async def hold_wal(connection: Connection, name: str) -> None:
+    """Keep the WAL since the server's last checkpoint, as long as this connection lasts."""
+    await connection.execute("SELECT pg_create_physical_replication_slot(%s, true, true)", (name,))
+
+
+HISTORY = """SELECT (SELECT system_identifier FROM pg_control_system())::text AS system_id,
+  current_setting('server_version_num')::int AS version,
+  CASE WHEN r THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS timeline,
+  CASE WHEN r THEN NULL ELSE pg_current_wal_flush_lsn() END::text AS flushed
+FROM (SELECT pg_is_in_recovery() AS r) AS s"""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Which history a server writes. `timeline`, `flushed` (LSN): None on a standby."""
+
+    system_id: str
+    version: int
+    timeline: int | None
+    flushed: int | None
+    history: str  # the content of its timeline's history file; "" on timeline 1
+
+
+async def history(connection: Connection) -> History:
+    system_id, version, timeline, flushed = await _one(connection, HISTORY)
+    text = ""
+    if timeline is not None and int(timeline, 16) > 1:
+        (found,) = await _one(connection, "SELECT pg_read_file(%s, 0, 1048576, true)", f"pg_wal/{timeline}.history")
+        text = str(found or "")
+    return History(system_id, version, int(timeline, 16) if timeline else None, _lsn(flushed), text)
+
+
 POSITION = """SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE
   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || ' ' || pg_current_wal_flush_lsn()::text END"""
 

@@ -27,6 +27,7 @@ from postgres.launch import MARK_S, Launcher, launched
 from postgres.observer import Observer, Seen
 from postgres.parts import Parts, change, reload
 from postgres.process import Postmaster, reap_orphans
+from postgres.seeding import Seeder
 from postgres.server_files import ServerFiles
 
 PRUNE_EVERY_S = 60.0
@@ -147,9 +148,13 @@ class LocalInstance:
         self._must_be_down("initdb")
         self._jobs.begin(Job(JobKind.INITDB, True), self._jobs.initdb())
 
-    async def begin_copy(self, source: Upstream) -> None:
+    async def begin_copy(self, source: Upstream, *, seed: bool = True) -> None:
         self._must_be_down("a copy")
-        self._jobs.begin(Job(JobKind.COPY, True, source=source.node), self._jobs.copy(source))
+        self._jobs.begin(Job(JobKind.COPY, True, source=source.node), self._jobs.copy(source, seed=seed))
+
+    def seed_with(self, seeder: Seeder) -> None:
+        """Where the data of this node comes from when it is copied afresh, if it can."""
+        self._jobs.seeder = seeder
 
     async def begin_rewind(self, source: Upstream) -> None:
         self._must_be_down("rewinding")

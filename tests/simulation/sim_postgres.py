@@ -161,7 +161,7 @@ class SimInstance:
             return None
         return other if self.world.talk(self.server.node, other.node) else None
 
-    async def begin_copy(self, source: Upstream) -> None:
+    async def begin_copy(self, source: Upstream, *, seed: bool = True) -> None:
         await sleep(0.01)
         self.touched("copy")
         server, other = self.server, self._source(source)

@@ -20,6 +20,7 @@ Latest checkpoint's REDO WAL file:    000000010000000000000003
 Latest checkpoint's TimeLineID:       4
 Minimum recovery ending location:     22/3000110
 Min recovery ending loc's timeline:   5
+Backup start location:                0/0
 wal_level setting:                    replica
 wal_log_hints setting:                on
 max_connections setting:              120

@@ -57,6 +57,14 @@ def test_a_job_that_runs_is_shown_and_one_that_ended_is_not() -> None:
     assert ended is not None and ended.progress == ""
 
 
+def test_why_a_job_is_not_done_as_wished_is_a_problem_while_it_runs() -> None:
+    note = "copied from n1 instead of the repository: there is no snapshot"
+    running = parse_look(changed(job={"kind": "copy", "running": True, "note": note}))
+    ended = parse_look(changed(job={"kind": "copy", "running": False, "note": note}))
+    assert running is not None and running.problem == note
+    assert ended is not None and ended.problem == ""
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", b'"text"', b'{"postgres": {}}'])
 def test_what_is_no_answer_counts_as_none(body: bytes) -> None:
     assert parse_look(body) is None

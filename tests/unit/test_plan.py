@@ -316,6 +316,12 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         local("b", as_standby(upstream(C, NEXT), position=at(950)), disk=disk(NEXT, promise=GIVEN)),
         GivePromise(NEXT),
     ),
+    (
+        "when that is called off it lets go, and promises again with what it has got",
+        snap(revoking(), standby(B), GIVEN),
+        local("b", as_standby(upstream(C, NEXT), position=at(920)), disk=disk(NEXT, promise=GIVEN)),
+        GivePromise(NEXT),
+    ),
     # promoting
     (
         "the chosen one is promoted",
@@ -516,6 +522,12 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
     ),
     ("its WAL is gone: stop", snap(), local("b", as_standby(streaming=False), wal_lost=True), Stop(fast=True)),
     ("and copy", snap(), local("b", down("shut down in recovery"), wal_lost=True), Copy(upstream())),
+    (
+        "not from the repository again, which has led there",
+        snap(),
+        local("b", down("shut down in recovery", job=Job(JobKind.COPY, False, seeded="vs_x")), wal_lost=True),
+        Copy(upstream(), seed=False),
+    ),
     ("it promised more: it does not follow", snap(), local("b", as_standby(), disk=disk(NEXT)), None),
     ("a second primary stops at once", snap(), local("b", as_primary()), Stop(fast=False)),
     (

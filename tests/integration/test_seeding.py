@@ -1,0 +1,106 @@
+"""A standby made from the repository instead of its primary: across a failover, cut off, and when that cannot be."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flypg.local_processes import running_from
+from tests.integration.test_local import NEEDED, PATH, PATIENCE_S, Local, port_base
+
+pytestmark = [
+    pytest.mark.skipif(
+        any(shutil.which(program, path=PATH) is None for program in NEEDED), reason=f"needs {' and '.join(NEEDED)}"
+    ),
+    pytest.mark.timeout(600),
+]
+ROWS = "SELECT coalesce(string_agg(stage, ',' ORDER BY id), '') FROM story"
+SETTINGS = (
+    "FLYPG_SEED_FROM=repository",
+    "FLYPG_WAL_ARCHIVE=on",
+    "FLYPG_SNAPSHOT_FIRST_AFTER_S=86400",
+    "FLYPG_SNAPSHOT_MIN_FREE_PERCENT=0",
+)
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Local]:
+    root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
+    root.chmod(0o755)
+    flypg = Local(root / "c")
+    wished = [word for setting in SETTINGS for word in ("--set", setting)]
+    try:
+        flypg.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(2)), "--wait", "200", *wished)
+        flypg.healthy()
+        flypg.query("CREATE TABLE story (id serial, stage text)")
+        yield flypg
+    finally:
+        ended = flypg("local", "down", "--destroy", "--yes")
+        left = [p for name in ("n1", "n2") for p in running_from(flypg.root / name)]
+        shutil.rmtree(root, ignore_errors=True)
+    assert ended.code == 0, ended.err
+    assert left == []
+
+
+def write(local: Local, stage: str) -> None:
+    local.query(f"INSERT INTO story (stage) VALUES ('{stage}') RETURNING id")
+
+
+def archived(local: Local) -> None:
+    """Wait until all that was written is in the repository."""
+    local.query("SELECT pg_switch_wal()")
+    until = time.monotonic() + PATIENCE_S
+    while (backups := local.status()["backups"])["archive_lag_bytes"] is None or backups["archive_ready_segments"]:
+        assert time.monotonic() < until, backups
+        time.sleep(0.2)
+
+
+def standby(local: Local) -> str:
+    return next(str(n["node"]) for n in local.healthy()["nodes"] if n["role"] == "standby")
+
+
+def logged(local: Local, node: str, words: str) -> list[str]:
+    log = local.root / "log" / f"{node}.log"
+    return [line for line in log.read_text(errors="replace").splitlines() if words in line]
+
+
+@contextmanager
+def without_data(local: Local, node: str) -> Iterator[None]:
+    """The node's machine was lost, and comes back empty after the block."""
+    local.ok("local", "node", "kill", node)
+    shutil.rmtree(local.root / node / "pgdata")
+    yield
+    local.ok("local", "node", "start", node)
+
+
+def test_the_first_standby_has_nothing_to_come_from(local: Local) -> None:
+    """There was no snapshot when n2 joined: it was copied from n1, and its log says why."""
+    (said,) = logged(local, "n2", "not seeded")
+    assert "nothing in the repository" in said or "there is no snapshot" in said or "no repository" in said, said
+
+
+def test_a_lost_standby_comes_from_the_repository_across_a_failover(local: Local) -> None:
+    """The snapshot is of the timeline before: WAL of both leads to what the primary still has."""
+    write(local, "one")
+    snapshot = local.ok("snapshots", "create", "--node", "n1", "--json").json()["id"]
+    write(local, "two")
+    target = standby(local)
+    local.ok("switchover", "--to", target)
+    lost = standby(local)
+    write(local, "three")
+    archived(local)
+    with without_data(local, lost):
+        write(local, "four")
+    local.healthy()
+    (said,) = logged(local, lost, "seeded")[-1:]
+    assert snapshot in said and "not seeded" not in said, said
+    assert local.query("SELECT count(*) FROM pg_replication_slots WHERE temporary") == 0, "nothing holds WAL any more"
+    local.ok("switchover", "--to", lost)
+    assert local.healthy()["primary"] == lost
+    assert local.query(ROWS) == "one,two,three,four", "it has all that was written, from three places"
