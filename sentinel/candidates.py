@@ -57,9 +57,13 @@ def standing_promises(view: View, snap: Snapshot) -> dict[NodeId, Promise]:
     }
 
 
-def choose(view: View, snap: Snapshot, among: frozenset[NodeId] | None = None) -> Chosen | NotYet:
+def choose(
+    view: View, snap: Snapshot, among: frozenset[NodeId] | None = None, without: frozenset[NodeId] = frozenset()
+) -> Chosen | NotYet:
     """The furthest of those whose promises are enough. Counted are first the nodes that are there; when they are not
-    enough, the promises of nodes that have gone count too, and the candidate must have reached those as well."""
+    enough, the promises of nodes that have gone count too, and the candidate must have reached those as well.
+
+    `among`: the candidates; None: every node that may be primary. `without`: nodes whose WAL is given up (async)."""
     promises = standing_promises(view, snap)
     present = {n: p for n, p in promises.items() if n in snap.reports and snap.reports[n].state in ALIVE}
     counted = present
@@ -70,7 +74,8 @@ def choose(view: View, snap: Snapshot, among: frozenset[NodeId] | None = None) -
         counted = promises
     if not present:
         return NotYet(f"term {view.term}: no node that has promised is there")
-    furthest = max(counted.values(), key=lambda p: (p.position, p.node))
+    reachable = [p for n, p in counted.items() if n not in without] or list(counted.values())
+    furthest = max(reachable, key=lambda p: (p.position, p.node))
     able = [p for n, p in present.items() if not may_lead(view.member(n), snap.spec)]
     if among is not None:
         able = [p for p in able if p.node in among]

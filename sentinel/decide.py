@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.model import Durability, Phase, RequestKind, ServerState, Snapshot, View
+from cluster.model import Durability, NodeId, Phase, RequestKind, ServerState, Snapshot, View
 from cluster.quorum import barrier_passed, missing
 from sentinel.actions import Answer, Decision, PutView, Resign, wait
 from sentinel.candidates import Chosen, choose, may_lead, standing_promises
@@ -114,12 +114,14 @@ def _revoking(view: View, snap: Snapshot, seen: Observations, now: float) -> Dec
     lost_rules = not view.rules or snap.spec.durability is Durability.ASYNC
     if lost_rules and now - seen.stage_since < COLLECT_S and not _all_promised(view, snap):
         return wait("every node that is there gets a moment to promise: the furthest is to be chosen")
-    counted, among = view, None
+    counted, among, without = view, None, frozenset[NodeId]()
     if snap.spec.durability is Durability.ASYNC:
-        counted = replace(view, rules=())
+        counted, without = replace(view, rules=()), seen.fruitless
         if view.rules:  # nobody has accepted more than the operator's limit
             among = view.near | ({view.deposed} if view.deposed is not None else set())
-    chosen = choose(counted, snap, among)
+        if (given_up := _give_up_fetching(view, snap, seen)) is not None:
+            return given_up
+    chosen = choose(counted, snap, among, without)
     if isinstance(chosen, Chosen):
         rule = chosen.rule
         promised = ", ".join(
@@ -134,6 +136,23 @@ def _revoking(view: View, snap: Snapshot, seen: Observations, now: float) -> Dec
             chosen.why,
         )
     return wait(chosen.why)
+
+
+def _give_up_fetching(view: View, snap: Snapshot, seen: Observations) -> Decision | None:
+    """Durability async only: what the furthest node has and cannot hand on (its WAL was removed, its port is closed) is
+    given up, within `max_lag_bytes`: no failover waits for it. The candidate promises anew with what it has got."""
+    fetch = view.fetch
+    if fetch is not None and fetch.source in seen.fruitless:
+        text = (
+            f"{fetch.node} could not fetch what {fetch.source} has up to {fetch.until}:"
+            " it is given up, as durability async allows"
+        )
+        return Decision(PutView(replace(view, fetch=None, why=text), "phase", text, fetch.source), text)
+    for node in sorted(standing_promises(view, snap)) if fetch is None else ():
+        report = snap.reports.get(node)
+        if report is not None and report.state is ServerState.STANDBY and report.following in seen.fruitless:
+            return wait(f"{node} lets go of {report.following}, and then says where it stands")
+    return None
 
 
 def _name(p: object) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.model import NodeId, Phase, Snapshot, Verdict
+from cluster.model import Fetch, NodeId, Phase, Snapshot, Verdict, View
+
+FETCH_MAX_S = 15.0  # a node that is to fetch WAL and does not receive any after so long has come to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Observations:
     restarting_since: float | None = None  # the primary has announced a restart
     given_since: float | None = None  # the primary of an open term has promised a later one
     silent_failover_at: float | None = None  # when a failover without first-hand evidence was last begun
+    fetch: tuple[Fetch, float] | None = None  # what a node fetches in this term, and since when
+    fruitless: frozenset[NodeId] = frozenset()  # nodes from which nothing could be fetched in this term
 
     def absent_for(self, node: NodeId, now: float) -> float:
         """Seconds without a report of `node`; 0 when there is one."""
@@ -62,6 +66,7 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
     restarting = primary is not None and primary.restarting
     own = snap.promises.get(view.primary) if view.primary is not None else None
     given = own is not None and own.term > view.term
+    fetch = _fetch(before, view, now)
     silent_at = before.silent_failover_at
     if (
         before.stage
@@ -82,4 +87,25 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
         else None,
         given_since=(before.given_since if before.given_since is not None else now) if given else None,
         silent_failover_at=silent_at,
+        fetch=fetch,
+        fruitless=_fruitless(before if before.stage == stage else None, snap, fetch, now),
     )
+
+
+def _fetch(before: Observations, view: View, now: float) -> tuple[Fetch, float] | None:
+    if view.fetch is None:
+        return None
+    return before.fetch if before.fetch is not None and before.fetch[0] == view.fetch else (view.fetch, now)
+
+
+def _fruitless(
+    before: Observations | None, snap: Snapshot, fetch: tuple[Fetch, float] | None, now: float
+) -> frozenset[NodeId]:
+    """The sources of this term that led to nothing. `before`: None when the term or its phase is new."""
+    known = before.fruitless if before is not None else frozenset[NodeId]()
+    if fetch is None or now - fetch[1] <= FETCH_MAX_S:
+        return known
+    wanted = fetch[0]
+    report = snap.reports.get(wanted.node)
+    receives = report is not None and report.streaming and report.following == wanted.source
+    return known if receives else known | {wanted.source}

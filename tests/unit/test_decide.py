@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -507,6 +508,49 @@ def test_accepting_data_loss_drops_the_rules_and_collects_promises() -> None:
     assert waits(after(snap(opened, standby(B), standby(C), promise(B, 900)), 1))
     chosen = after(snap(opened, standby(B), standby(C), promise(B, 900), promise(C, 905)), 1)
     assert promotes("c", "b")(chosen), chosen.why
+
+
+FETCHING = revoking(
+    rules=ALONE,
+    near=frozenset({B, C}),
+    members=(member(A), member(B, nofailover=True), member(C)),
+    fetch=Fetch(C, B, promise(B, 950).position),
+)
+
+
+def _fetching(spec: Spec, **c: Any) -> Snapshot:
+    furthest = standby(B, member=member(B, nofailover=True))
+    return snap(FETCHING, furthest, standby(C, **c), promise(B, 950), promise(C, 900), spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spec", "given_up"),
+    [(14, ASYNC, False), (16, ASYNC, True), (600, Spec(), False), (600, Spec(durability=Durability.STRICT), False)],
+)
+def test_what_cannot_be_fetched_is_given_up_where_loss_is_allowed(seconds: int, spec: Spec, given_up: bool) -> None:
+    decision = after(_fetching(spec, streaming=False, following=B), seconds)
+    assert waits(decision) is not given_up, decision.why
+    if given_up:
+        assert new_view(decision).fetch is None
+        assert "is given up, as durability async allows" in decision.why
+
+
+def test_what_is_being_fetched_is_waited_for() -> None:
+    assert waits(after(_fetching(ASYNC, streaming=True, following=B), 600))
+
+
+def test_after_a_fruitless_fetch_the_next_best_is_promoted_when_it_has_let_go() -> None:
+    seen = observe(Observations(since=0.0), _fetching(ASYNC, streaming=False, following=B), 50.0)
+    seen = observe(seen, _fetching(ASYNC, streaming=False, following=B), 70.0)
+    given_up = replace(_fetching(ASYNC, streaming=False, following=B), view=replace(FETCHING, fetch=None))
+    seen = observe(seen, given_up, 70.1)
+    assert waits(decide(given_up, seen, 70.1)), "it may have received a little meanwhile"
+    let_go = replace(_fetching(ASYNC, streaming=False, following=None), view=replace(FETCHING, fetch=None))
+    seen = observe(seen, let_go, 70.2)
+    decision = decide(let_go, seen, 70.2)
+    assert promotes("c", "")(decision), decision.why
+    new = observe(seen, replace(let_go, view=new_view(decision)), 70.3)
+    assert not new.fruitless, "of that term only"
 
 
 def test_a_second_failover_on_silence_waits_for_the_cooldown() -> None:
