@@ -3,142 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
 import stat
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from flypg.local_layout import Layout
 from flypg.local_processes import running_from
-from tests.support.ports import free_ports
+from tests.support.local import PATIENCE_S, Local, cluster, needs_programs
 
-NEEDED = ("etcd", "haproxy")
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-pytestmark = [
-    pytest.mark.skipif(
-        any(shutil.which(program, path=PATH) is None for program in NEEDED), reason=f"needs {' and '.join(NEEDED)}"
-    ),
-    pytest.mark.timeout(400),
-]
-PATIENCE_S = 90.0  # the machine may be busy with other tests
-LAST_WORDS = 6000  # characters of each log that a failure shows
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        found = json.loads(self.out)
-        assert isinstance(found, dict)
-        return found
-
-
-@dataclass(frozen=True)
-class Local:
-    """One local cluster, and `flypg` with it as the cluster it addresses."""
-
-    root: Path
-
-    def __call__(self, *words: str) -> Ran:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("FLYPG_", "PG"))}
-        argv = [sys.executable, "-m", "flypg", *words]
-        ended = subprocess.run(
-            argv,
-            env=env | {"FLYPG_LOCAL_DIR": str(self.root)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return Ran(ended.returncode, ended.stdout, ended.stderr)
-
-    def ok(self, *words: str) -> Ran:
-        ran = self(*words)
-        assert ran.code == 0, f"flypg {' '.join(words)} ended with {ran.code}\n{ran.out}\n{ran.err}"
-        return ran
-
-    def status(self) -> dict[str, Any]:
-        ran = self("status", "--json")
-        assert ran.code in (0, 1), ran.err
-        return ran.json()
-
-    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for a status; fails with the last one, and with what the nodes logged."""
-        end = time.monotonic() + PATIENCE_S
-        while not wanted(status := self.status()):
-            assert time.monotonic() < end, f"{self.last_words()}\n{json.dumps(status)}"
-            time.sleep(0.3)
-        return status
-
-    def last_words(self) -> str:
-        """The end of each log, of agents, etcd and PostgreSQL, and how much room there is."""
-        logs = [*self.root.glob("log/*.log"), *sorted(self.root.glob("n*/log/postgresql-*.log"))[-4:]]
-        told = [f"{path}:\n" + path.read_text(errors="replace")[-LAST_WORDS:] for path in logs]
-        usage = shutil.disk_usage(self.root)
-        return "\n".join([*told, f"{usage.free >> 20} MB free, load {os.getloadavg()}"])
-
-    def healthy(self) -> dict[str, Any]:
-        return self.until(lambda s: bool(s["failover_without_loss"] and all(n["healthy"] for n in s["nodes"])))
-
-    def environment(self, *words: str) -> dict[str, str]:
-        lines = self.ok("local", "env", *words).out.splitlines()
-        pairs = [shlex.split(line)[1].partition("=") for line in lines]
-        return {name: value for name, _, value in pairs}
-
-    def query(self, statement: str) -> Any:
-        found = self.environment()
-        with psycopg.connect(
-            host=found["PGHOST"],
-            port=int(found["PGPORT"]),
-            user=found["PGUSER"],
-            password=found["PGPASSWORD"],
-            dbname=found["PGDATABASE"],
-            connect_timeout=20,
-        ) as connection:
-            cursor = connection.execute(statement)  # type: ignore[arg-type]
-            row = cursor.fetchone() if cursor.description else None
-            return row[0] if row else None
-
-
-def port_base(nodes: int) -> int:
-    """A base whose ports are free: a run of them without a gap. No other test is given these."""
-    wanted = 100 * nodes + 50
-    for _ in range(20):
-        found = free_ports(wanted)
-        if found[-1] - found[0] == wanted - 1:
-            return found[0] + 30
-    raise AssertionError("no run of free ports was found")
+pytestmark = [needs_programs, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="fp"))
-    root.chmod(0o755)
-    flypg = Local(root / "c")
-    try:
-        flypg.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(2)), "--wait", "200")
+    with cluster(2) as flypg:
         yield flypg
-    finally:
-        ended = flypg("local", "down", "--destroy", "--yes")
-        left = [p for name in ("n1", "n2") for p in running_from(flypg.root / name)]
-        shutil.rmtree(root, ignore_errors=True)
-    assert ended.code == 0, ended.err
-    assert left == []
-    assert not flypg.root.exists()
 
 
 def test_status_is_healthy_and_says_what_a_failover_costs(local: Local) -> None:

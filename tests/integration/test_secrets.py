@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,8 @@ import psycopg
 import pytest
 
 from flypg.local import load
-from flypg.local_processes import running_from
 from postgres.roles import pooler_password
-from tests.integration.test_local import NEEDED, PATH, Local, port_base
+from tests.support.local import NEEDED, PATH, Local, cluster
 
 pytestmark = [
     pytest.mark.skipif(
@@ -57,17 +55,8 @@ COMMANDS = (
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="fp"))
-    root.chmod(0o755)
-    flypg = Local(root / "c")
-    try:
-        flypg.ok("local", "up", "--nodes", "1", "--port-base", str(port_base(1)), "--wait", "200")
+    with cluster(1) as flypg:
         yield flypg
-    finally:
-        flypg("local", "down", "--destroy", "--yes")
-        left = running_from(flypg.root / "n1")
-        shutil.rmtree(root, ignore_errors=True)
-    assert left == []
 
 
 @pytest.fixture(scope="module")

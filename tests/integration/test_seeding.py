@@ -3,62 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from flypg.local_processes import running_from
-from tests.integration.test_local import NEEDED, PATH, PATIENCE_S, Local, port_base
+from tests.support.local import ARCHIVING, ROWS, Local, archived, cluster, needs_programs, write
 
-pytestmark = [
-    pytest.mark.skipif(
-        any(shutil.which(program, path=PATH) is None for program in NEEDED), reason=f"needs {' and '.join(NEEDED)}"
-    ),
-    pytest.mark.timeout(600),
-]
-ROWS = "SELECT coalesce(string_agg(stage, ',' ORDER BY id), '') FROM story"
-SETTINGS = (
-    "FLYPG_SEED_FROM=repository",
-    "FLYPG_WAL_ARCHIVE=on",
-    "FLYPG_SNAPSHOT_FIRST_AFTER_S=86400",
-    "FLYPG_SNAPSHOT_MIN_FREE_PERCENT=0",
-)
+pytestmark = [needs_programs, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
-    root.chmod(0o755)
-    flypg = Local(root / "c")
-    wished = [word for setting in SETTINGS for word in ("--set", setting)]
-    try:
-        flypg.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(2)), "--wait", "200", *wished)
+    with cluster(2, "FLYPG_SEED_FROM=repository", *ARCHIVING) as flypg:
         flypg.healthy()
         flypg.query("CREATE TABLE story (id serial, stage text)")
         yield flypg
-    finally:
-        ended = flypg("local", "down", "--destroy", "--yes")
-        left = [p for name in ("n1", "n2") for p in running_from(flypg.root / name)]
-        shutil.rmtree(root, ignore_errors=True)
-    assert ended.code == 0, ended.err
-    assert left == []
-
-
-def write(local: Local, stage: str) -> None:
-    local.query(f"INSERT INTO story (stage) VALUES ('{stage}') RETURNING id")
-
-
-def archived(local: Local) -> None:
-    """Wait until all that was written is in the repository."""
-    local.query("SELECT pg_switch_wal()")
-    until = time.monotonic() + PATIENCE_S
-    while (backups := local.status()["backups"])["archive_lag_bytes"] is None or backups["archive_ready_segments"]:
-        assert time.monotonic() < until, backups
-        time.sleep(0.2)
 
 
 def standby(local: Local) -> str:

@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,8 +18,8 @@ import pytest
 
 from cluster.x509 import parse
 from flypg.local_layout import HOST, Layout
-from tests.integration.test_local import NEEDED, PATH, Local, port_base
 from tests.support.certificates import authority
+from tests.support.local import NEEDED, PATH, Local, cluster
 from tests.support.ports import free_ports
 
 MISSING = [program for program in (*NEEDED, "pgbouncer") if shutil.which(program, path=PATH) is None]
@@ -32,15 +31,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Local]:
-    root = Path(tempfile.mkdtemp(prefix="ft"))
-    root.chmod(0o755)
-    found = Local(root / "c")
-    try:
-        found.ok("local", "up", "--nodes", "2", "--port-base", str(port_base(3)), "--wait", "240")
+    with cluster(2, room_for=3) as found:
         yield found
-    finally:
-        found("local", "down", "--destroy", "--yes")
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
