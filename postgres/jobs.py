@@ -164,11 +164,12 @@ class Jobs:
         """Fill `fresh` from elsewhere. False: it could not be done, which is noted, and `fresh` is empty again."""
         config, me = self._parts.config, self._parts.me
         try:
-            async with seeding.primary(config, source) as connection:
-                await seeding.held(connection, me)
-                wanted = await seeding.described(connection, source, fresh)
+            async with seeding.primary(config, source) as holding:
+                await seeding.held(holding, me)
+                wanted = await seeding.described(holding, source, fresh)
                 made = await seeder(wanted, self.progress)
-                now = await seeding.described(connection, source, fresh)
+                async with seeding.primary(config, source) as asking:  # the first may have been ended in these hours
+                    now = await seeding.described(asking, source, fresh)
             why = seeding.lost(wanted, now, made)
         except (FlypgError, OSError) as error:
             why = str(error)

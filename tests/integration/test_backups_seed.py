@@ -93,13 +93,19 @@ def let_go(server: PgServer) -> None:
         server.sql("CHECKPOINT")
 
 
-def test_a_snapshot_and_what_is_archived_lead_to_the_primary(primary: PgServer) -> None:
-    """The primary has let go most of the WAL since the snapshot; its own settings come along."""
+@pytest.mark.parametrize("role", ["primary", "standby"])
+def test_a_snapshot_and_what_is_archived_lead_to_the_primary(primary: PgServer, role: str) -> None:
+    """The primary has let go most of the WAL since the snapshot, whoever that was taken of; its own settings come
+    along."""
     path = path_for(primary, directory(primary.root), CODEC)
     archive = Archived(primary, path)
     archive.archiver.stand(1)
     primary.sql("ALTER SYSTEM SET work_mem = '5MB'")
-    taken = snapshot(primary, path, CODEC, "a")
+    source = primary if role == "primary" else standby_of(primary)
+    taken = snapshot(source, path, CODEC, "a")
+    assert taken.role == role
+    if source is not primary:
+        source.remove()
     write(primary, "one")
     let_go(primary)
     archive.flush()
