@@ -38,6 +38,7 @@ from postgres import command
 from postgres.tls import Tls, TlsState
 
 FIRST_S, SOON_S, SETTLED_S = 0.25, 1.0, 10.0  # between two looks: without a certificate, while something changes, else
+SETTLED_LOOK_S = 60.0  # what only time changes is looked at so often
 SOON_FOR_S = 60.0  # a server that is copied for hours is not looked at every second
 WAIT_FOR_PRIMARY_S = 30.0  # before a node that is not primary makes the authority
 SEAL_AFTER_S = 60.0  # of running: then it is tried once whether the key is sealed with today's password
@@ -97,6 +98,7 @@ class Certificates:
         self._unseen = True  # it is not known yet whether the servers show what they should
         self._looked_at = float("-inf")
         self._seal_tried = False
+        self._settled: tuple[Trust, View | None, float] | None = None  # with what nothing was left to do, and when
         self._log = logging.getLogger("flypg.tls")
 
     def report(self) -> Report:
@@ -130,8 +132,10 @@ class Certificates:
 
     async def _turn(self) -> bool:
         """One look and what follows from it. False: look again soon."""
-        trust = await self._store.read()
+        trust = await self._store.follow()
         view, now = self._node.view(), self._clock.wall()
+        if self._unchanged(trust, view):
+            return True
         if await self._need_authority(trust.authorities, view):
             return False
         signer = trust.authorities.signer
@@ -153,7 +157,16 @@ class Certificates:
         await self._tell(trust)
         await self._seal_again(trust.authorities)
         waits = signer is None and not self._settings.own and self._settings.mode != "off"
-        return not (changed or waits or self._unseen or self._incomplete(view, trust))
+        settled = not (changed or waits or self._unseen or self._incomplete(view, trust))
+        self._settled = (trust, view, self._clock.boottime()) if settled else None
+        return settled
+
+    def _unchanged(self, trust: Trust, view: View | None) -> bool:
+        """Was the node settled with just this, and not long ago? An operator's files are looked at each time."""
+        if self._settled is None or self._settings.own:
+            return False
+        same = self._settled[0] is trust and self._settled[1] is view
+        return same and self._clock.boottime() - self._settled[2] < SETTLED_LOOK_S
 
     def _first_look(self) -> bool:
         """Once: has an operator changed whether clients must use TLS, or may not any more?"""

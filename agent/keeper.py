@@ -119,6 +119,11 @@ class Keeper:
         """What this node has given its durable word on; None before the first turn."""
         return self._words
 
+    @property
+    def looked_ago_s(self) -> float:
+        """Seconds since the last look at PostgreSQL, which told the fence as well; inf: none yet."""
+        return self._clock.boottime() - self.looked_at
+
     async def renew(self) -> None:
         """Renew the lease under which this node's report stands. Called every third of its ttl."""
         self.lease = await self._lease_keeper.keep_lease()

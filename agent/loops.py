@@ -19,7 +19,9 @@ TURN_MAX_S = 180.0  # a CHECKPOINT before a switchover may take long; everything
 SOON_S = 0.008
 SOONEST_GROWTH = 1.25
 TICK_S = 1.0
+LOOKED_S = 1.5  # an idle keeper looks more often
 SENTINEL_TICK_S = 0.5
+SENTINEL_CALM_S = 3.0  # while only a change in etcd can matter, and that wakes it
 PAUSE_S = 0.25  # after an error, growing …
 PAUSE_MAX_S = 2.0  # … up to this
 
@@ -86,7 +88,7 @@ async def sentinel_loop(sentinel: Sentinel, wake: Wake, log: logging.Logger) -> 
         if again:
             await asyncio.sleep(0)
             continue
-        await wake.wait(SENTINEL_TICK_S)
+        await wake.wait(SENTINEL_CALM_S if sentinel.calm else SENTINEL_TICK_S)
 
 
 async def lease_loop(keeper: Keeper, every_s: float, log: logging.Logger) -> Never:
@@ -107,10 +109,11 @@ async def lease_loop(keeper: Keeper, every_s: float, log: logging.Logger) -> Nev
 
 
 async def fence_loop(keeper: Keeper) -> Never:
-    """Keep the fence informed while a long step runs."""
+    """Keep the fence informed while a long step runs; every look of the keeper does so as well."""
     while True:
         await asyncio.sleep(1.0)
-        keeper.rearm()
+        if keeper.looked_ago_s > LOOKED_S:
+            keeper.rearm()
 
 
 async def leadership_loop(store: SharedStore, sentinel: Sentinel, every_s: float, log: logging.Logger) -> Never:

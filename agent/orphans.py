@@ -9,7 +9,7 @@ from typing import Never
 
 from agent.processes import reap, start_time
 
-EVERY_S = 5.0
+EVERY_S = 15.0
 
 
 def zombies() -> set[int]:

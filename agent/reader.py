@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Never, TypeVar
 
 from cluster.clock import Clock
@@ -73,7 +73,7 @@ class SharedStore:
             if self.snapshot is not None and self._still_true():
                 return self.snapshot
             self._dirty = False
-            sent_at = self._clock.boottime()
+            sent_at, before = self._clock.boottime(), self.snapshot
             try:
                 self.snapshot = await self._timed("read", self._store.read())
             except BaseException as error:
@@ -82,6 +82,8 @@ class SharedStore:
                     self._lost.set()
                 raise
             self.read_at = sent_at
+            if before is not None and replace(before, revision=self.snapshot.revision) != self.snapshot:
+                self._wake()  # news that the watch has not told: it breaks, or is just beginning
             return self.snapshot
 
     def _still_true(self) -> bool:

@@ -121,6 +121,7 @@ class Etcd:
         self._closed = False
         self._usual_s: dict[int, float] = {}  # by endpoint: how long answers take, smoothed
         self._login = asyncio.Lock()
+        self.revision = 0  # the newest of which an answer has told: whatever was read at it still holds
         self._watches: set[Any] = set()  # streams that move along when the endpoint changes
 
     @property
@@ -220,6 +221,7 @@ class Etcd:
                 sent_at = loop.time()
                 answer = await self._once(index, method, request, min(left, self._patience(index, attempt)))
                 took_s = loop.time() - sent_at
+                self.revision = max(self.revision, answer.header.revision)
                 self._usual_s[index] = 0.8 * self._usual_s.get(index, took_s) + 0.2 * took_s
                 return answer, unsure
             except grpc.RpcError as error:

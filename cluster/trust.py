@@ -86,8 +86,17 @@ class TrustStore:
         self._start, self._end = f"{prefix}/", f"{prefix}0"
         self._authorities = f"{prefix}/authorities"
         self._nodes = f"{prefix}/nodes/"
+        self._kept: tuple[int, Trust] | None = None  # what was last read, and at which revision
+
+    async def follow(self) -> Trust:
+        """What was last read, as long as nothing at all was written to etcd as far as its answers tell; else `read`.
+        For those whose process asks etcd other things all the time."""
+        if self._kept is not None and self._kept[0] == self._etcd.revision:
+            return self._kept[1]
+        return await self.read()
 
     async def read(self) -> Trust:
+        """As it is now."""
         found = await self._etcd.find(Get(self._start, self._end))
         authorities, nodes = Authorities(), {}
         for item in found.items:
@@ -97,7 +106,9 @@ class TrustStore:
                 with suppress(StoredFormatError):  # of a newer version: that node is as one that has said nothing
                     shown = decode_shown(item.value, item.key)
                     nodes[shown.node] = shown
-        return Trust(authorities, nodes)
+        trust = Trust(authorities, nodes)
+        self._kept = (found.revision, trust)
+        return trust
 
     async def put(self, authorities: Authorities) -> None:
         """Write them if nobody has since `authorities.modified`; else StoreConflict."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.model import Fetch, NodeId, Phase, Snapshot, Verdict, View
+from cluster.model import Answer, Fetch, NodeId, Phase, Snapshot, Verdict, View
 
 FETCH_MAX_S = 15.0  # a node that is to fetch WAL and does not receive any after so long has come to nothing
 
@@ -32,6 +32,16 @@ class Observations:
     def unattached_for(self, node: NodeId, now: float) -> float:
         """Seconds since the primary last saw `node` streaming; 0 when it does."""
         return next((now - at for n, at in self.unattached if n == node), 0.0)
+
+    def calm(self, snap: Snapshot) -> bool:
+        """Does nothing that was seen here become something else by waiting? Then only a change in etcd can."""
+        timed = (self.restarting_since, self.given_since, self.fetch)
+        waits = self.absent or self.unattached or any(since is not None for since in timed)
+        view = snap.view
+        if waits or view is None or view.phase is not Phase.OPEN or view.handover is not None or len(view.rules) > 1:
+            return False
+        heard = all(verdict.answer is Answer.OK for _, verdict, _ in self.verdicts)
+        return heard and all(request.outcome for request in snap.requests)
 
 
 def observe(old: Observations | None, snap: Snapshot, now: float) -> Observations:

@@ -14,6 +14,7 @@ from sentinel.observe import Observations, observe
 
 HOME_DELAY_S = 1.0  # on the primary's node a sentinel lets the others be first
 RESIGNED_S = 10.0
+SETTLED_S = 15.0  # a new leader looks often for so long
 
 
 class Sentinel:
@@ -29,17 +30,22 @@ class Sentinel:
         self._seen: Observations | None = None
         self._vacant_since: float | None = None
         self._stand_back_until = 0.0
+        self.calm = False  # did the last turn find nothing that time alone could change?
 
     async def turn(self, snap: Snapshot | None = None) -> bool:
         """Read (or take what was just read), lead if nobody does, decide, act. True: something changed, look again."""
+        self.calm = False
         snap = snap if snap is not None else await self._store.read()
         if not await self._lead(snap):
             self._seen = None
+            self.calm = self._vacant_since is None and self.leadership is None
             return False
         now = self._clock.boottime()
         self._seen = observe(self._seen, snap, now)
         decision = decide(snap, self._seen, now)
         self._journal(decision)
+        settled = now - self._seen.since > SETTLED_S
+        self.calm = settled and decision.action is None and self._seen.calm(snap)
         return await self._perform(decision, snap)
 
     async def _lead(self, snap: Snapshot) -> bool:

@@ -64,6 +64,31 @@ async def test_an_unchanged_etcd_is_read_once() -> None:
     assert store.asked == 2
 
 
+class Changing(Silent):
+    """A store that brings another snapshot when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = snap()
+
+    async def read(self) -> Snapshot:
+        self.asked += 1
+        return replace(self.holds, revision=self.asked)
+
+
+async def test_news_that_a_read_brings_wakes_everybody() -> None:
+    store, woken = Changing(), []
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: woken.append(store.asked))
+    await shared.read()
+    shared.told(None)
+    await shared.read()
+    assert woken == [1], "by the watch; the revision alone is no news"
+    store.holds = snap(None)
+    shared.told(None)
+    await shared.read()
+    assert woken == [1, 2, 3]
+
+
 class Slow:
     """A store whose answer is on its way until it is let go."""
 
