@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
@@ -110,28 +111,35 @@ def test_a_copy_that_fails_changes_nothing_and_says_why() -> None:
     run(story)
 
 
+@asynccontextmanager
+async def replay_waits(primary: Node, standby: Node) -> AsyncIterator[psycopg.Connection[tuple[object, ...]]]:
+    """The standby's replay waits for a reader of the table t, for as long as the reader reads."""
+    primary.sql("CREATE TABLE t AS SELECT 1 AS n")
+    await standby.instance.set_parameters((("max_standby_streaming_delay", "-1"),), ())
+    await eventually(lambda: has_row(standby, 1), "the row never came")
+    with standby.connect() as reader:
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT * FROM t")
+        primary.sql("DELETE FROM t")
+        primary.sql("VACUUM t")
+        waiting = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'"
+
+        async def stuck() -> bool:
+            return "Conflict" in str(standby.sql(waiting)[0][0])
+
+        await eventually(stuck, "replay never ran into the reader")
+        yield reader
+
+
 def test_detach_with_a_receiver_that_a_stuck_replay_would_keep() -> None:
     """Startup sits in a recovery conflict: clearing primary_conninfo alone leaves the receiver acknowledging."""
 
     async def story(made: Servers) -> None:
         n1 = await made.primary()
-        n1.sql("CREATE TABLE t AS SELECT 1 AS n")
         n2 = await made.standby(n1)
-        await n2.instance.set_parameters((("max_standby_streaming_delay", "-1"),), ())
         rule = Rule(1, n1.name, frozenset({n2.name}), 1)
         await n1.instance.apply_rule(rule)
-        await eventually(lambda: has_row(n2, 1), "the row never came")
-        with n2.connect() as reader:
-            reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            reader.execute("SELECT * FROM t")
-            n1.sql("DELETE FROM t")
-            n1.sql("VACUUM t")
-            waiting = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'"
-
-            async def stuck() -> bool:
-                return "Conflict" in str(n2.sql(waiting)[0][0])
-
-            await eventually(stuck, "replay never ran into the reader")
+        async with replay_waits(n1, n2):
             n1.sql("INSERT INTO t VALUES (2)")  # received and acknowledged, not replayed
             acknowledged = lsn(n1)
             position = await n2.instance.detach()
@@ -156,21 +164,8 @@ def test_promotion_does_not_wait_for_readers() -> None:
 
     async def story(made: Servers) -> None:
         n1 = await made.primary()
-        n1.sql("CREATE TABLE t AS SELECT 1 AS n")
         n2 = await made.standby(n1)
-        await n2.instance.set_parameters((("max_standby_streaming_delay", "-1"),), ())
-        await eventually(lambda: has_row(n2, 1), "the row never came")
-        with n2.connect() as reader:
-            reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            reader.execute("SELECT * FROM t")
-            n1.sql("DELETE FROM t")
-            n1.sql("VACUUM t")
-            waiting = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'"
-
-            async def stuck() -> bool:
-                return "Conflict" in str(n2.sql(waiting)[0][0])
-
-            await eventually(stuck, "replay never ran into the reader")
+        async with replay_waits(n1, n2) as reader:
             await n2.instance.detach()
             await n2.instance.promote(2, lone_rule(2, n2.name))
             await n2.until(lambda s: s.in_recovery is False)
