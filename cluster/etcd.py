@@ -13,95 +13,47 @@ up no thread of ours. Only a watch has a thread, which sleeps in gRPC until some
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
-import ssl
 import threading
-import warnings
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, Never
 
-# Before the first import of protobuf: etcd3's generated messages are too old for the C implementation.
-os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # we only ever fork to exec
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # every error reaches us as a status
-
-import grpc
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # for the same age
-    from etcd3 import etcdrpc
-
-with suppress(ImportError):
-    from grpc import _common
-
-    # Waiting threads look ten times a second whether a signal came, for programs that wait in their main thread. We
-    # never do, and a watch waits for ever: that was half of what an idle client cost. Where it is gone, no harm.
-    _common.MAXIMUM_WAIT_TIMEOUT = 60.0
-
 from cluster.endpoints import Endpoint, EtcdOptions
-from cluster.errors import FlypgError, OutcomeUnknown, SettingsError, StoreUnavailable
+from cluster.errors import FlypgError, OutcomeUnknown, StoreUnavailable
+from cluster.etcd_grpc import (
+    REFUSALS,
+    RpcError,
+    StatusCode,
+    answer_of,
+    credentials,
+    details,
+    etcdrpc,
+    listen,
+    never_sent,
+    open_channel,
+    settle,
+    start_watch,
+    starter,
+    told,
+    wants_login,
+)
+from cluster.etcd_messages import changes_in, comparison, found_in, operation, range_request
 from cluster.etcd_values import (
     Changes,
     Comparison,
-    Created,
-    Delete,
     Found,
     Get,
     KeyValue,
     LeaseGone,
     MemberStatus,
-    Modified,
     Operation,
     Outcome,
-    Put,
 )
 
-CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),  # we retry ourselves, elsewhere
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # A watch on a connection that went dead while nothing is called. etcd hangs up on those that ping more often than
-    # every 5 s. Calls notice within their deadline, and take the watch along.
-    ("grpc.keepalive_time_ms", 6000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-)
-
-METHODS = {
-    "Range": ("KV", etcdrpc.RangeRequest, etcdrpc.RangeResponse),
-    "Txn": ("KV", etcdrpc.TxnRequest, etcdrpc.TxnResponse),
-    "Compact": ("KV", etcdrpc.CompactionRequest, etcdrpc.CompactionResponse),
-    "LeaseGrant": ("Lease", etcdrpc.LeaseGrantRequest, etcdrpc.LeaseGrantResponse),
-    "LeaseRevoke": ("Lease", etcdrpc.LeaseRevokeRequest, etcdrpc.LeaseRevokeResponse),
-    # A stream in etcd's definition. With one request on it, it is on the wire what a plain call is.
-    "LeaseKeepAlive": ("Lease", etcdrpc.LeaseKeepAliveRequest, etcdrpc.LeaseKeepAliveResponse),
-    "Authenticate": ("Auth", etcdrpc.AuthenticateRequest, etcdrpc.AuthenticateResponse),
-    "Status": ("Maintenance", etcdrpc.StatusRequest, etcdrpc.StatusResponse),
-}
-WATCH_PATH = "/etcdserverpb.Watch/Watch"
-DELETED = 1  # mvccpb.Event.EventType
 SHORTEST_PATIENCE_S = 0.3
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # between two attempts to watch
-
-# After these, the request is known to have had no effect, and another endpoint would say the same.
-REFUSALS = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
 
 
 class Etcd:
@@ -114,7 +66,7 @@ class Etcd:
         """`first`: the endpoint to begin with, modulo their number, so that nodes spread over the members."""
         self._options = options
         self._current = first % len(options.endpoints)
-        self._credentials = _credentials(options)
+        self._credentials = credentials(options)
         self._channels: dict[int, Any] = {}
         self._calls: dict[tuple[int, str], Any] = {}
         self._token: str | None = None
@@ -143,8 +95,8 @@ class Etcd:
 
     async def find(self, wanted: Get) -> Found:
         """Read keys as they are now (linearizable), all at one revision."""
-        response, _ = await self._call("Range", _range(wanted), wanted.key, writes=False)
-        return _found(response, response.header.revision)
+        response, _ = await self._call("Range", range_request(wanted), wanted.key, writes=False)
+        return found_in(response, response.header.revision)
 
     async def transaction(
         self, compare: Iterable[Comparison], success: Iterable[Operation], failure: Iterable[Operation] = ()
@@ -155,9 +107,9 @@ class Etcd:
         """
         compare, success = tuple(compare), tuple(success)
         request = etcdrpc.TxnRequest(
-            compare=[_comparison(c) for c in compare],
-            success=[_operation(o) for o in success],
-            failure=[_operation(o) for o in failure],
+            compare=[comparison(c) for c in compare],
+            success=[operation(o) for o in success],
+            failure=[operation(o) for o in failure],
         )
         response, unsure = await self._call("Txn", request, _subject(compare, success), writes=True)
         if unsure and not response.succeeded:
@@ -165,7 +117,7 @@ class Etcd:
                 f"{_subject(compare, success)}: a first attempt was not answered, a second found it changed"
             )
         found = tuple(
-            _found(part.response_range, response.header.revision)
+            found_in(part.response_range, response.header.revision)
             for part in response.responses
             if part.WhichOneof("response") == "response_range"
         )
@@ -199,8 +151,8 @@ class Etcd:
             response = await self._once(
                 self._options.endpoints.index(endpoint), "Status", etcdrpc.StatusRequest(), self._options.attempt_s
             )
-        except grpc.RpcError as error:
-            raise StoreUnavailable(f"etcd at {endpoint} does not answer: {_told(error)}") from error
+        except RpcError as error:
+            raise StoreUnavailable(f"etcd at {endpoint} does not answer: {told(error)}") from error
         return MemberStatus(
             response.version, response.header.member_id, response.leader, response.raftIndex, response.dbSize
         )
@@ -224,15 +176,15 @@ class Etcd:
                 self.revision = max(self.revision, answer.header.revision)
                 self._usual_s[index] = 0.8 * self._usual_s.get(index, took_s) + 0.2 * took_s
                 return answer, unsure
-            except grpc.RpcError as error:
-                code, last = error.code(), f"{self._options.endpoints[index]}: {_told(error)}"
-                if _wants_login(error) and self._options.user and logins == 0:
+            except RpcError as error:
+                code, last = error.code(), f"{self._options.endpoints[index]}: {told(error)}"
+                if wants_login(error) and self._options.user and logins == 0:
                     logins += 1
                     self._token = None
                     continue
-                if code in REFUSALS or code is grpc.StatusCode.UNAUTHENTICATED:
-                    raise self._refused(code, f"{subject}: etcd refuses: {_told(error)}") from error
-                unsure = unsure or not _never_sent(error)
+                if code in REFUSALS or code is StatusCode.UNAUTHENTICATED:
+                    raise self._refused(code, f"{subject}: etcd refuses: {told(error)}") from error
+                unsure = unsure or not never_sent(error)
                 self._move_from(index)
         if writes and unsure:
             raise OutcomeUnknown(f"{subject}: etcd did not answer ({last}); it may have been written")
@@ -246,21 +198,15 @@ class Etcd:
         return min(self._options.attempt_s, max(SHORTEST_PATIENCE_S, 10 * usual_s))
 
     async def _once(self, index: int, method: str, request: Any, timeout_s: float) -> Any:
-        """One attempt at one endpoint. Raises grpc.RpcError."""
+        """One attempt at one endpoint. Raises RpcError."""
         metadata = () if method == "Authenticate" else await self._metadata(index, timeout_s)
         start = self._calls.get((index, method))
         if start is None:
-            service, sent, answered = METHODS[method]
-            start = self._channel(index).unary_unary(
-                f"/etcdserverpb.{service}/{method}",
-                request_serializer=sent.SerializeToString,
-                response_deserializer=answered.FromString,
-            )
-            self._calls[index, method] = start
-        return await _answer(start.future(request, timeout=timeout_s, metadata=metadata))
+            start = self._calls[index, method] = starter(self._channel(index), method)
+        return await answer_of(start.future(request, timeout=timeout_s, metadata=metadata))
 
     async def _metadata(self, index: int, timeout_s: float) -> tuple[tuple[str, str], ...]:
-        """What proves who we are. Raises grpc.RpcError when logging in fails."""
+        """What proves who we are. Raises RpcError when logging in fails."""
         if not self._options.user:
             return ()
         async with self._login:
@@ -268,8 +214,8 @@ class Etcd:
                 request = etcdrpc.AuthenticateRequest(name=self._options.user, password=self._options.password)
                 try:
                     self._token = (await self._once(index, "Authenticate", request, timeout_s)).token
-                except grpc.RpcError as error:
-                    if "authentication is not enabled" not in _details(error):
+                except RpcError as error:
+                    if "authentication is not enabled" not in details(error):
                         raise
                     self._token = ""  # a user is set, but this etcd asks nobody
             token = self._token
@@ -280,11 +226,7 @@ class Etcd:
         if channel is None:
             if self._closed:
                 raise StoreUnavailable("the connection to etcd was closed")
-            endpoint = self._options.endpoints[index]
-            if endpoint.tls:
-                channel = grpc.secure_channel(endpoint.target, self._credentials, options=CHANNEL_OPTIONS)
-            else:
-                channel = grpc.insecure_channel(endpoint.target, options=CHANNEL_OPTIONS)
+            channel = open_channel(self._options.endpoints[index], self._credentials)
             self._channels[index] = channel
         return channel
 
@@ -297,8 +239,8 @@ class Etcd:
         for stream in tuple(self._watches):
             stream.cancel()
 
-    def _refused(self, code: grpc.StatusCode, text: str) -> FlypgError:
-        return LeaseGone(text) if code is grpc.StatusCode.NOT_FOUND else StoreUnavailable(text)
+    def _refused(self, code: StatusCode, text: str) -> FlypgError:
+        return LeaseGone(text) if code is StatusCode.NOT_FOUND else StoreUnavailable(text)
 
     # Watches
 
@@ -318,7 +260,7 @@ class Etcd:
                         pause_s = PAUSE_MIN_S
                         await ended
                         tell(None)
-            except grpc.RpcError:
+            except RpcError:
                 pass  # could not log in
             if index == self._current:  # it broke by itself, nobody moved us
                 self._move_from(index)
@@ -338,22 +280,18 @@ class Etcd:
             if response is None or response.canceled:
                 self._token = None  # should it be refused for its token
                 stream.cancel()
-                _settle(ended)
+                settle(ended)
                 return
-            _settle(began)
-            tell(None if response.created else _changes(response))
+            settle(began)
+            tell(None if response.created else changes_in(response))
 
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         create = etcdrpc.WatchCreateRequest(key=start.encode(), range_end=end.encode())
         requests.put(etcdrpc.WatchRequest(create_request=create))
         metadata = (("hasleader", "true"), *await self._metadata(index, self._options.attempt_s))
-        stream = self._channel(index).stream_stream(
-            WATCH_PATH,
-            request_serializer=etcdrpc.WatchRequest.SerializeToString,
-            response_deserializer=etcdrpc.WatchResponse.FromString,
-        )(iter(requests.get, None), metadata=metadata)
+        stream = start_watch(self._channel(index), iter(requests.get, None), metadata)
         self._watches.add(stream)
-        threading.Thread(target=_listen, args=(stream, loop, heard), name="etcd-watch", daemon=True).start()
+        threading.Thread(target=listen, args=(stream, loop, heard), name="etcd-watch", daemon=True).start()
         try:
             yield began, ended
         finally:
@@ -362,140 +300,5 @@ class Etcd:
             requests.put(None)
 
 
-def _listen(stream: Iterator[Any], loop: asyncio.AbstractEventLoop, heard: Callable[[Any], None]) -> None:
-    """Hand everything that is heard on a watch to the event loop; None at its end. Runs in a thread of its own."""
-    with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-        with suppress(grpc.RpcError):
-            for response in stream:
-                loop.call_soon_threadsafe(heard, response)
-        loop.call_soon_threadsafe(heard, None)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def _answer(call: Any) -> Any:
-    """Wait for a call without blocking. Raises grpc.RpcError. Cancelling the wait cancels the call."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def tell(_: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, done)
-
-    call.add_done_callback(tell)
-    try:
-        await done
-    finally:
-        if not call.done():
-            call.cancel()
-    return call.result()
-
-
-def _details(error: Any) -> str:
-    return error.details() or ""
-
-
-def _told(error: Any) -> str:
-    return f"{error.code().name.lower()}: {_details(error)}"
-
-
-def _never_sent(error: Any) -> bool:
-    """Did the request surely not reach etcd?"""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in _details(error)
-
-
-def _wants_login(error: Any) -> bool:
-    """Is our token too old, or unknown to a member that was restarted?"""
-    return error.code() is grpc.StatusCode.UNAUTHENTICATED or (
-        error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        and any(text in _details(error) for text in ("user name is empty", "revision of auth store is old"))
-    )
-
-
-def _credentials(options: EtcdOptions) -> Any:
-    """TLS credentials; None when no endpoint uses TLS. Raises SettingsError when a file cannot be read."""
-    if not any(endpoint.tls for endpoint in options.endpoints):
-        return None
-
-    def content(key: str, path: str) -> bytes | None:
-        try:
-            return Path(path).read_bytes() if path else None
-        except OSError as error:
-            raise SettingsError(key, path, f"cannot be read: {error.strerror}") from error
-
-    return grpc.ssl_channel_credentials(
-        content("FLYPG_ETCD_CA_FILE", options.ca_file or _system_authorities()),
-        content("FLYPG_ETCD_KEY_FILE", options.key_file),
-        content("FLYPG_ETCD_CERT_FILE", options.cert_file),
-    )
-
-
-def _system_authorities() -> str:
-    """The file of the authorities this system trusts; "" leaves it to those that gRPC brings along."""
-    candidates = (ssl.get_default_verify_paths().cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/cert.pem")
-    return next((path for path in candidates if path and Path(path).is_file()), "")
-
-
-# Messages
-
-
 def _subject(compare: tuple[Comparison, ...], success: tuple[Operation, ...]) -> str:
     return success[0].key if success else compare[0].key if compare else "transaction"
-
-
-def _range(wanted: Get) -> Any:
-    return etcdrpc.RangeRequest(
-        key=wanted.key.encode(),
-        range_end=wanted.end.encode(),
-        limit=wanted.limit,
-        sort_order=etcdrpc.RangeRequest.DESCEND if wanted.descending else etcdrpc.RangeRequest.NONE,
-        keys_only=wanted.keys_only,
-    )
-
-
-def _operation(operation: Operation) -> Any:
-    match operation:
-        case Get():
-            return etcdrpc.RequestOp(request_range=_range(operation))
-        case Put(key=key, value=value, lease=lease):
-            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key.encode(), value=value, lease=lease))
-        case Delete(key=key, end=end):
-            request = etcdrpc.DeleteRangeRequest(key=key.encode(), range_end=end.encode())
-            return etcdrpc.RequestOp(request_delete_range=request)
-
-
-def _comparison(comparison: Comparison) -> Any:
-    key = comparison.key.encode()
-    match comparison:
-        case Modified(revision=revision):
-            return etcdrpc.Compare(key=key, result=0, target=etcdrpc.Compare.MOD, mod_revision=revision)
-        case Created(revision=revision):
-            return etcdrpc.Compare(key=key, result=0, target=etcdrpc.Compare.CREATE, create_revision=revision)
-
-
-def _key_value(kv: Any) -> KeyValue:
-    return KeyValue(kv.key.decode(), kv.value, kv.create_revision, kv.mod_revision, kv.lease)
-
-
-def _found(response: Any, revision: int) -> Found:
-    return Found(revision, tuple(_key_value(kv) for kv in response.kvs))
-
-
-def _changes(response: Any) -> Changes:
-    """What an answer of a watch tells; of a key that was written twice the last counts."""
-    put: dict[str, KeyValue] = {}
-    gone: dict[str, int] = {}
-    revision = 0
-    for event in response.events:
-        item = _key_value(event.kv)
-        revision = max(revision, item.modified)
-        put.pop(item.key, None)
-        gone.pop(item.key, None)
-        if event.type == DELETED:
-            gone[item.key] = item.modified
-        else:
-            put[item.key] = item
-    return Changes(revision, tuple(put.values()), tuple(gone.items()))

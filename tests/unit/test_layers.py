@@ -25,8 +25,8 @@ MAY_IMPORT = {
 RUN_BOTH = ("agent/daemon.py", "agent/node.py", "agent/loops.py")  # one process runs both loops; they meet in etcd
 
 DOORS = {
-    "etcd3": ("cluster/etcd.py",),
-    "grpc": ("cluster/etcd.py",),
+    "etcd3": ("cluster/etcd_grpc.py",),
+    "grpc": ("cluster/etcd_grpc.py",),
     "psycopg": ("postgres/", "chaos/"),  # chaos is a client like any other
     "boto3": ("backups/objects.py",),
     "botocore": ("backups/objects.py",),
@@ -39,6 +39,10 @@ DOORS = {
         "flypg/local",
         "flypg/editor.py",
     ),
+}
+BEHIND = {  # modules of ours that lie behind a door, and who may use them
+    "cluster.etcd_grpc": ("cluster/etcd.py", "cluster/etcd_messages.py"),
+    "cluster.etcd_messages": ("cluster/etcd.py",),
 }
 PROCESS_STARTERS = {"create_subprocess_exec", "create_subprocess_shell"}  # asyncio's own way round `subprocess`
 IMPURE = {"asyncio", "time", "os", "random", "logging", "subprocess", "socket"}
@@ -98,6 +102,8 @@ def test_the_outside_is_reached_through_its_door(package: str) -> None:
             top = module.split(".")[0]
             if top in DOORS and not name.startswith(DOORS[top]):
                 broken.append(f"{name}:{line}: {module} belongs into {' or '.join(DOORS[top])}")
+            if name not in BEHIND.get(module, (name,)):
+                broken.append(f"{name}:{line}: {module} is for {' and '.join(BEHIND[module])}")
         for node in ast.walk(tree):
             if not isinstance(node, ast.Attribute) or node.attr not in PROCESS_STARTERS:
                 continue
