@@ -7,6 +7,7 @@ files with nothing but a comment; followers fetch and ignore them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -22,7 +23,7 @@ from postgres.command import Account
 from postgres.config import standby_names
 from postgres.detach import identify
 from postgres.files import fsync_directory, remove, write_atomically
-from postgres.parts import Parts, change, until
+from postgres.parts import POLL_S, Parts, change, until
 
 READERS_S = 0.1  # after this readers that replay waits for are ended
 USUAL_S = 0.3  # what a promotion takes as a rule; one that takes longer is looked after by later turns
@@ -75,6 +76,17 @@ async def promote(parts: Parts, timeline: int, rule: Rule, at: Position | None =
 
     with contextlib.suppress(InstanceError):
         await until(promoted, USUAL_S, "not promoted", parts.clock)
+
+
+async def free_replay(parts: Parts) -> None:
+    """End the readers that replay waits for, if they do not end by themselves in a moment. A startup process that waits
+    looks at nothing, not even for its new primary, whose first commit may have to wait for this standby."""
+    patient_until = parts.clock.boottime() + READERS_S
+    while await parts.session.ask(queries.replay_waits):
+        if parts.clock.boottime() > patient_until:
+            await parts.session.ask(queries.end_readers)
+            return
+        await asyncio.sleep(POLL_S)
 
 
 def reserve(pg_wal: Path, current: int, timeline: int, owner: Account | None) -> None:

@@ -164,12 +164,19 @@ async def flushed(connection: Connection) -> int:
     return parse_lsn((await _one(connection, FLUSHED))[0])
 
 
-END_READERS = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
-  AND EXISTS (SELECT FROM pg_stat_activity AS replay WHERE replay.backend_type = 'startup'
-              AND (replay.wait_event LIKE 'RecoveryConflict%' OR replay.wait_event_type IN ('Lock', 'BufferPin')))
+REPLAY_WAITS = """
+EXISTS (SELECT FROM pg_stat_activity AS replay WHERE replay.backend_type = 'startup'
+        AND (replay.wait_event LIKE 'RecoveryConflict%' OR replay.wait_event_type IN ('Lock', 'BufferPin')))
 """
+END_READERS = f"""
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid() AND {REPLAY_WAITS}
+"""
+
+
+async def replay_waits(connection: Connection) -> bool:
+    """Does replay wait for readers at this moment?"""
+    return bool((await _one(connection, f"SELECT {REPLAY_WAITS}"))[0])
 
 
 async def end_readers(connection: Connection) -> int:

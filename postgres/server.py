@@ -221,6 +221,7 @@ class LocalInstance:
     async def follow(self, upstream: Upstream) -> None:
         self._detached = None
         await change(self._parts, replace(self._parts.files.dynamic, upstream=upstream))
+        await promotion.free_replay(self._parts)
 
     async def detach(self) -> Position:
         self._detached = None

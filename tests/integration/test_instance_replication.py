@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -172,6 +173,24 @@ def test_promotion_does_not_wait_for_readers() -> None:
             with pytest.raises(psycopg.OperationalError):
                 reader.execute("SELECT * FROM t")
         assert n2.sql("SELECT count(*) FROM t") == [(0,)]
+
+    run(story)
+
+
+def test_a_standby_comes_to_its_new_primary_though_replay_waits_for_readers() -> None:
+    """A startup process that waits for a reader starts no receiver: the new primary's first commit waited with it."""
+
+    async def story(made: Servers) -> None:
+        n1 = await made.primary()
+        n2 = await made.standby(n1)
+        async with replay_waits(n1, n2) as reader:
+            await n2.instance.detach()
+            began = time.monotonic()
+            await n2.instance.follow(n1.upstream(2))
+            await n2.until(lambda s: s.streaming)
+            assert time.monotonic() - began < 3.0, "it waited for as long as replay may wait for a reader"
+            with pytest.raises(psycopg.OperationalError):
+                reader.execute("SELECT * FROM t")
 
     run(story)
 
