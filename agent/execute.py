@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
 from agent.local import RestartUnderWay
+from agent.memory import Memory
 from agent.steps import (
     ApplyRule,
     ApplySettings,
@@ -40,80 +41,9 @@ from agent.steps import (
     Stop,
 )
 from cluster.errors import InstanceError
-from cluster.model import Disk, NodeId, Position, Promise, RequestKind, Rule, Snapshot, Upstream
+from cluster.model import Disk, NodeId, Position, Promise, RequestKind, Snapshot, Upstream
 from cluster.store import KeeperStore
-from postgres.instance import Instance, InstanceState, NodeDisk, Run
-
-
-@dataclass(slots=True)
-class Memory:
-    """What a keeper remembers between turns and may lose: everything here is seen or proven anew after a restart."""
-
-    applied: Rule | None = None
-    barrier_term: int = 0
-    ready_for: str = ""
-    stop_seen: tuple[str, float] = ("", 0.0)  # the switchover that asks the primary to stop, and since when
-    drained: str = ""  # the switchover for which this node's pooler holds and has drained
-    roles_ready: bool = False
-    promoting: int = 0
-    asked: Rule | None = None
-    known_end: Position | None = None
-    rewound_from: Position | None = None
-    wal_lost: bool = False
-    unattached_since: float | None = None
-    wal_checked: float | None = None
-    down_since: float | None = None
-    last_start: float | None = None
-    waits_since: float | None = None
-    last_job_failed: float | None = None
-    restart: RestartUnderWay | None = None
-    was_standby: bool = False
-    generation: int = 0
-    _failed_job: bool = False
-
-    def update(self, inst: InstanceState, now: float) -> None:
-        """Bring what is remembered in line with a new look."""
-        if inst.run in (Run.DOWN, Run.HUNG):
-            if self.down_since is None:
-                self.down_since = now
-        else:
-            self.down_since = None
-        waits = inst.run is Run.STARTING and inst.control is not None and not inst.control.crashed_primary
-        self.waits_since = (now if self.waits_since is None else self.waits_since) if waits else None
-        if inst.run is Run.DOWN:
-            self.forget_server()
-            if self.restart is not None and not self.restart.stopped:
-                self.restart = replace(self.restart, stopped=True)
-        if inst.in_recovery is not None:
-            self.was_standby = inst.in_recovery
-        if inst.data_generation != self.generation:
-            self.generation = inst.data_generation
-            self.known_end = None
-            self.wal_lost = False
-        elif inst.position is not None:
-            self.known_end = inst.position
-        if inst.run is Run.UP and inst.in_recovery and inst.upstream is not None and not inst.streaming:
-            if self.unattached_since is None:
-                self.unattached_since = now
-        else:
-            self.unattached_since = None
-        failed = inst.job is not None and bool(inst.job.error)
-        if failed and not self._failed_job:
-            self.last_job_failed = now
-        self._failed_job = failed
-
-    def forget_answered(self, snap: Snapshot) -> None:
-        """A restart whose request was answered by somebody else, or is gone, is not announced any more."""
-        if self.restart is not None and not any(r.id == self.restart.request and not r.outcome for r in snap.requests):
-            self.restart = None
-
-    def forget_server(self) -> None:
-        """Nothing that was proven of the last server is true of the next."""
-        self.applied = None
-        self.barrier_term = 0
-        self.promoting = 0
-        self.asked = None
-        self.ready_for = ""
+from postgres.instance import Instance, NodeDisk
 
 
 class Performer:
@@ -135,6 +65,25 @@ class Performer:
     ) -> Disk:
         """Do `step`; the answer is what is on disk afterwards. Raises what store and instance raise."""
         match step:
+            case InitDb() | Copy() | Rewind() | CopyDone():
+                return await self._make_data(step, words, memory, snap)
+            case StartStandby() | StartPrimary() | Stop() | HandOver() | Restart():
+                return await self._start_or_stop(step, words, memory, now, announce)
+            case Follow() | CheckWal() | GivePromise() | PromiseStopped() | Publish() | Promote():
+                return await self._stand_by(step, words, memory, now)
+            case ApplyRule() | Barrier() | Checkpoint() | CreateRoles():
+                await self._lead(step, memory)
+            case ApplySettings() | OpenGate() | CloseGate() | KeepSlots() | CloseRequest():
+                await self._settle(step, memory)
+            case _:
+                assert_never(step)
+        return words
+
+    async def _make_data(
+        self, step: InitDb | Copy | Rewind | CopyDone, words: Disk, memory: Memory, snap: Snapshot | None
+    ) -> Disk:
+        """What makes the data directory anew, or another one's."""
+        match step:
             case InitDb():
                 await self._instance.begin_initdb()
             case Copy(source=source, seed=seed):
@@ -149,6 +98,20 @@ class Performer:
                 memory.rewound_from = ended
             case CopyDone():
                 words = await self._write(replace(words, copying=False))
+            case _:
+                assert_never(step)
+        return words
+
+    async def _start_or_stop(
+        self,
+        step: StartStandby | StartPrimary | Stop | HandOver | Restart,
+        words: Disk,
+        memory: Memory,
+        now: float,
+        announce: Callable[[], Awaitable[None]],
+    ) -> Disk:
+        """What starts or stops the server."""
+        match step:
             case StartStandby(upstream=upstream):
                 if upstream is not None:
                     words = await self._not_below(words, upstream.term)
@@ -170,6 +133,19 @@ class Performer:
                 memory.restart = RestartUnderWay(request)
                 await announce()
                 await self._instance.stop(fast=True)
+            case _:
+                assert_never(step)
+        return words
+
+    async def _stand_by(
+        self,
+        step: Follow | CheckWal | GivePromise | PromiseStopped | Publish | Promote,
+        words: Disk,
+        memory: Memory,
+        now: float,
+    ) -> Disk:
+        """Whom this node follows, to whom it has given its word, and that it takes over."""
+        match step:
             case Follow(upstream=upstream):
                 words = await self._not_below(words, upstream.term)
                 await self._instance.follow(upstream)
@@ -183,6 +159,13 @@ class Performer:
                 memory.forget_server()
                 await self._instance.promote(timeline, rule)
                 memory.promoting, memory.asked = term, rule
+            case _:
+                assert_never(step)
+        return words
+
+    async def _lead(self, step: ApplyRule | Barrier | Checkpoint | CreateRoles, memory: Memory) -> None:
+        """What only a primary does."""
+        match step:
             case ApplyRule(rule=rule):
                 await self._instance.apply_rule(rule)
                 await self._instance.barrier(rule)
@@ -190,18 +173,26 @@ class Performer:
             case Barrier(rule=rule):
                 await self._instance.barrier(rule)
                 memory.applied, memory.barrier_term = rule, rule.term
-            case ApplySettings(parameters=parameters, hba=hba):
-                await self._instance.set_parameters(parameters, hba)
+            case Checkpoint(request=request):
+                await self._instance.checkpoint()
+                memory.ready_for = request or memory.ready_for
             case CreateRoles():
                 await self._instance.ensure_roles()
                 memory.roles_ready = True
+            case _:
+                assert_never(step)
+
+    async def _settle(
+        self, step: ApplySettings | OpenGate | CloseGate | KeepSlots | CloseRequest, memory: Memory
+    ) -> None:
+        """What a running server is told in either role, and what its operator is."""
+        match step:
+            case ApplySettings(parameters=parameters, hba=hba):
+                await self._instance.set_parameters(parameters, hba)
             case OpenGate():
                 await self._instance.set_gate(open=True)
             case CloseGate():
                 await self._instance.set_gate(open=False)
-            case Checkpoint(request=request):
-                await self._instance.checkpoint()
-                memory.ready_for = request or memory.ready_for
             case KeepSlots(nodes=nodes):
                 await self._instance.keep_slots(nodes)
             case CloseRequest(request=request, outcome=outcome):
@@ -209,7 +200,6 @@ class Performer:
                 memory.restart = None
             case _:
                 assert_never(step)
-        return words
 
     async def _is_wal_lost(self, source: Upstream, end: Position | None) -> bool:
         return end is not None and end.lsn < await self._instance.oldest_wal(source)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.adopt import rule_of
-from agent.execute import Memory, Performer
+from agent.execute import Performer
 from agent.local import Local
+from agent.memory import Memory
 from agent.plan import plan_next
 from agent.report import make_report, worth_telling
 from agent.steps import Barrier, Follow, GivePromise, HandOver, Plan, PromiseStopped, Promote

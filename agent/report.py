@@ -23,8 +23,8 @@ from cluster.model import (
 from postgres.instance import Data, InstanceState, JobKind, Run
 
 if TYPE_CHECKING:
-    from agent.execute import Memory
     from agent.keeper import KeeperConfig
+    from agent.memory import Memory
 
 CAUGHT_UP_BYTES = 1 << 20  # a standby counts as caught up within this …
 FALLEN_BACK_BYTES = 64 << 20  # … and until it is further behind than that: reports are not to flap under load

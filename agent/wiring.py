@@ -79,12 +79,7 @@ def assemble(settings: Settings) -> Parts:
     _ports_are_free(settings)
     user = settings.os_user or None
     base = settings.data_dir
-    tls_settings = read_settings(settings.values)
-    if tls_settings.mode != "off" and not built_with_tls(settings.pg_bin_dir):
-        if tls_settings.own or tls_settings.mode == "required":
-            raise SettingsError("FLYPG_PG_BIN_DIR", str(settings.pg_bin_dir), "this PostgreSQL was built without TLS")
-        logging.getLogger("flypg.agent").warning("this PostgreSQL was built without TLS: there is none")
-        tls_settings = replace(tls_settings, mode="off")
+    tls_settings = _tls(settings, settings.pg_bin_dir)
     tls_files = TlsFiles(base / "conf", base, owner_of(user or ""))
     refuse_wrong(tls_settings, tls_files, time.time())
     make_directories(settings)
@@ -100,16 +95,7 @@ def assemble(settings: Settings) -> Parts:
     )
     listen = addresses(settings.listen)
     backups = read_config(values_of(settings), base)
-    facts = NodeFacts(
-        node=settings.node,
-        cluster=settings.cluster,
-        data_dir=base,
-        pgdata=settings.pgdata,
-        run_dir=base / "run",
-        postgres_port=settings.ports.postgres,
-        user=user,
-        programs=str(settings.pg_bin_dir),
-    )
+    facts = _facts(settings, settings.pg_bin_dir)
     refuse_closed(settings, backups.scratch)
     archiving = archive_settings(backups, facts)
     instance = InstanceConfig(
@@ -126,22 +112,6 @@ def assemble(settings: Settings) -> Parts:
         archive_command=archiving.command,
         archive_timeout_s=archiving.timeout_s,
     )
-    haproxy = HAProxySettings(
-        run_dir=base / "run",
-        log_dir=base / "log",
-        ports=settings.ports,
-        listen=listen,
-        user=user or "",
-        program=str(settings.haproxy),
-        connect_timeout_s=NEAR_S if settings.region == (settings.primary_region or settings.region) else FAR_S,
-    )
-    http = HttpConfig(
-        listen=listen,
-        http_port=settings.ports.http,
-        metrics_port=settings.ports.metrics,
-        token=settings.api_token,
-        data_dir=str(base),
-    )
     return Parts(
         cluster=settings.cluster,
         member=settings.member,
@@ -150,9 +120,9 @@ def assemble(settings: Settings) -> Parts:
         instance=instance,
         tls=tls_settings,
         tls_files=tls_files,
-        haproxy=haproxy,
+        haproxy=_haproxy(settings, listen),
         pooler=_pooler(settings, instance, listen, user or ""),
-        http=configured(http, settings.values),
+        http=_http(settings, listen),
         backups=backups,
         facts=facts,
         state_file=base / "state.json",
@@ -166,6 +136,54 @@ def assemble(settings: Settings) -> Parts:
         primary_region=settings.primary_region,
         drills=_drills(settings, instance, listen) if settings.drills else None,
     )
+
+
+def _tls(settings: Settings, binaries: Path) -> TlsSettings:
+    """As the settings say; off where this PostgreSQL has none, unless TLS was asked for."""
+    found = read_settings(settings.values)
+    if found.mode == "off" or built_with_tls(binaries):
+        return found
+    if found.own or found.mode == "required":
+        raise SettingsError("FLYPG_PG_BIN_DIR", str(binaries), "this PostgreSQL was built without TLS")
+    logging.getLogger("flypg.agent").warning("this PostgreSQL was built without TLS: there is none")
+    return replace(found, mode="off")
+
+
+def _facts(settings: Settings, binaries: Path) -> NodeFacts:
+    return NodeFacts(
+        node=settings.node,
+        cluster=settings.cluster,
+        data_dir=settings.data_dir,
+        pgdata=settings.pgdata,
+        run_dir=settings.data_dir / "run",
+        postgres_port=settings.ports.postgres,
+        user=settings.os_user or None,
+        programs=str(binaries),
+    )
+
+
+def _haproxy(settings: Settings, listen: tuple[str, ...]) -> HAProxySettings:
+    near = settings.region == (settings.primary_region or settings.region)
+    return HAProxySettings(
+        run_dir=settings.data_dir / "run",
+        log_dir=settings.data_dir / "log",
+        ports=settings.ports,
+        listen=listen,
+        user=settings.os_user,
+        program=str(settings.haproxy),
+        connect_timeout_s=NEAR_S if near else FAR_S,
+    )
+
+
+def _http(settings: Settings, listen: tuple[str, ...]) -> HttpConfig:
+    config = HttpConfig(
+        listen=listen,
+        http_port=settings.ports.http,
+        metrics_port=settings.ports.metrics,
+        token=settings.api_token,
+        data_dir=str(settings.data_dir),
+    )
+    return configured(config, settings.values)
 
 
 def _pooler(settings: Settings, instance: InstanceConfig, listen: tuple[str, ...], user: str) -> PoolerSettings | None:

@@ -161,6 +161,18 @@ def _look(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _change(commands: argparse._SubParsersAction[Parser]) -> None:
+    _switchover(commands)
+    _failover(commands)
+    for name, about in (
+        ("pause", "Stop automatic failover and every other change by flypg, for maintenance. PostgreSQL runs on."),
+        ("resume", "End a pause."),
+    ):
+        at_once = _command(commands, name, f"flypg.commands.change:{name}", about, cluster=True)
+        at_once.add_argument("--json", action="store_true", help="answer in JSON")
+    _node(commands)
+
+
+def _switchover(commands: argparse._SubParsersAction[Parser]) -> None:
     switchover = _command(
         commands,
         "switchover",
@@ -186,6 +198,8 @@ def _change(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     _wait_options(switchover)
 
+
+def _failover(commands: argparse._SubParsersAction[Parser]) -> None:
     failover = _command(
         commands,
         "failover",
@@ -202,13 +216,8 @@ def _change(commands: argparse._SubParsersAction[Parser]) -> None:
     failover.add_argument("--yes", action="store_true", help="do not ask")
     _wait_options(failover)
 
-    for name, about in (
-        ("pause", "Stop automatic failover and every other change by flypg, for maintenance. PostgreSQL runs on."),
-        ("resume", "End a pause."),
-    ):
-        _wait_free = _command(commands, name, f"flypg.commands.change:{name}", about, cluster=True)
-        _wait_free.add_argument("--json", action="store_true", help="answer in JSON")
 
+def _node(commands: argparse._SubParsersAction[Parser]) -> None:
     node = commands.add_parser("node", description="One node of the cluster.")
     actions = node.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
     for name, short, about in (

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from agent.adopt import rule_of
-from agent.execute import Memory
 from agent.local import Local, RestartUnderWay
+from agent.memory import Memory
 from agent.plan import plan_next
 from agent.steps import (
     ApplyRule,
