@@ -119,7 +119,7 @@ def test_an_agent_says_which_place_the_servers_cannot_reach(home: Path) -> None:
             env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "FLYPG_DATA_DIR": place}
             env |= {"FLYPG_ETCD_ENDPOINTS": "http://127.0.0.1:1", key: str(home / path)}
             command = [sys.executable, "-m", "flypg", "agent"]
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
             said = done.stderr + done.stdout
             assert done.returncode == 1 and f"cannot enter {home}" in said and key in said, said
 
