@@ -74,5 +74,5 @@ def reason_of(failure: str) -> str:
     head, colon, words = failure.partition(": ")
     if not colon or " exited " not in head:
         return failure
-    lines = [line for line in words.splitlines() if line and not line.startswith("{")]  # its progress
+    lines = [line for line in words.splitlines() if line and not line.endswith("}")]  # those are its progress
     return " ".join(lines) or failure

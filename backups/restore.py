@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -113,8 +114,15 @@ async def restore(
 
 
 def private_home() -> FilePath:
-    """A new directory for a scratch server; below /tmp, since a socket's path must be short."""
-    home = FilePath(tempfile.mkdtemp(prefix="flypg-", dir="/tmp"))
+    """A new directory for a scratch server; below /tmp, since a socket's path must be short.
+
+    Its name has our process id: what somebody who was killed has left behind is removed by the next.
+    """
+    for left in FilePath("/tmp").glob("flypg-*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not FilePath(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)  # not if it is another user's
+    home = FilePath(tempfile.mkdtemp(prefix=f"flypg-{os.getpid()}-", dir="/tmp"))
     home.chmod(0o711)  # the server's user passes through
     return home
 

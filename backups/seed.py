@@ -35,6 +35,7 @@ from postgres.files import read_or_empty, write_atomically
 from postgres.scratch import ScratchServer, find_programs
 
 log = logging.getLogger("flypg.backups")
+GB = 1 << 30
 LOOK_S = 0.5  # between two looks at the replay
 STALL_S = 300.0  # a replay that gets nowhere for so long has met WAL that it cannot read
 
@@ -175,7 +176,8 @@ async def _replayed(server: ScratchServer, fetcher: WalFetcher, plan: SeedPlan, 
             return
         last = segment_of(fetcher.last, size)
         done = last.number - plan.first + 1 if last is not None else 0
-        say(f"replaying WAL, {done} of {plan.beyond - plan.first} segments")
+        count = max(1, plan.beyond - plan.first)
+        say(f"replaying WAL, {100 * done // count} % of {count * size / GB:.1f} GB")
         now = (fetcher.last, control.control)
         if now != seen:
             seen, moved_at = now, time.monotonic()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from agent.seeding import in_words, reason_of
 from backups.catalog import Archive
 from backups.config import read_config
 from backups.layout import Segment
+from backups.restore import private_home
 from backups.restore_plan import Refused
 from backups.seed_plan import Followed, SeedPlan, plan_seed
 from cluster.errors import SettingsError
@@ -126,7 +130,7 @@ def test_progress_and_reasons_in_words() -> None:
     )
     assert in_words(b'{"doing": "replaying WAL, 2 of 5 segments"}') == "replaying WAL, 2 of 5 segments"
     assert in_words(b"Traceback") == in_words(b"[1]") == in_words(b'{"other": 1}') == ""
-    assert reason_of('python exited 1: {"done_bytes": 1}\nno snapshot fits; the newest: x') == (
+    assert reason_of('python exited 1: bytes": 1}\n{"done_bytes": 2}\nno snapshot fits; the newest: x') == (
         "no snapshot fits; the newest: x"
     )
     assert reason_of("python did not finish within 9 s and was killed") == (
@@ -144,3 +148,21 @@ def test_it_needs_a_repository_that_every_node_sees(tmp_path) -> None:  # type: 
             read_config(wish | changes, tmp_path)
     with pytest.raises(SettingsError, match="FLYPG_SEED_FROM"):
         read_config({"FLYPG_SEED_FROM": "elsewhere"}, tmp_path)
+
+
+def test_what_a_killed_one_has_left_in_tmp_is_removed_by_the_next() -> None:
+    left, others = (
+        Path("/tmp/flypg-4194305-left"),
+        Path(f"/tmp/flypg-{os.getpid()}-lives"),
+    )  # no pid is larger than 2^22
+    for directory in (left, others):
+        directory.mkdir()
+        (directory / "wal").touch()
+    try:
+        home = private_home()
+        home.rmdir()
+        assert not left.exists()
+        assert (others / "wal").exists()
+    finally:
+        shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(others)
