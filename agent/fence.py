@@ -80,9 +80,9 @@ class Fence:
         """There is no writable PostgreSQL here to stop."""
         self._give("disarm")
 
-    def unpause(self, at: float | None, console: Path) -> None:
-        """RESUME the PgBouncer behind this socket at this boottime, or soon after our death; None: not any more."""
-        self._will = f"unpause {'inf' if at is None else repr(at)} {console}"
+    def unpause(self, at: float | None, pid: int) -> None:
+        """RESUME this PgBouncer at this boottime, or soon after our death; None: not any more."""
+        self._will = f"unpause {'inf' if at is None else repr(at)} {pid} {start_time(pid) or 0}"
         self._write(self._will)
 
     async def stop(self) -> None:

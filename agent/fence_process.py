@@ -7,8 +7,8 @@ Commands come as lines on standard input:
     arm VALID_UNTIL PID START    stop postmaster PID at VALID_UNTIL (seconds of CLOCK_BOOTTIME, `inf` for never);
                                  START is its start time in ticks since boot, so that a recycled pid is left alone
     disarm                       there is nothing to stop
-    unpause TIME SOCKET          RESUME the PgBouncer behind this socket at TIME, or soon after the agent's death (a
-                                 PAUSE would outlive it, and its clients wait for ever); `inf` for never
+    unpause TIME PID START       RESUME (SIGUSR2) this PgBouncer at TIME, or soon after the agent's death (a PAUSE would
+                                 outlive it, and its clients wait for ever); `inf` for never
 Each is answered on standard output by `ok LINE`; a stop is told by `fired PID`. When standard input ends, the agent has
 died: the fence keeps its last order, so that the next agent has time to take over, and leaves when there is none.
 """
@@ -20,8 +20,6 @@ import signal
 import sys
 import time
 
-STARTUP = b"\0\0\0\x2e\0\3\0\0user\0flypg_pooler\0database\0pgbouncer\0\0"
-RESUME = b"Q\0\0\0\x0bRESUME\0"
 GRACE_S = 0.5  # from SIGQUIT to SIGKILL
 BEQUEST_S = 3.0  # from the agent's death to the RESUME: the next agent may be here before
 LONGEST_SLEEP_S = 0.2  # poll() stands still while the machine sleeps, CLOCK_BOOTTIME does not
@@ -85,7 +83,7 @@ class Fence:
         self.buffer = b""
         self.attended = True  # is there an agent?
         self.unpause_at = float("inf")
-        self.unpause_socket = ""
+        self.pooler = (0, 0)  # pid and start time of the PgBouncer
         self.poll = select.poll()
         self.poll.register(0, select.POLLIN)
 
@@ -100,7 +98,7 @@ class Fence:
                 self.fire()
             if boottime() >= self.unpause_at:
                 self.unpause_at = float("inf")
-                unpause(self.unpause_socket)
+                self.unpause()
 
     def sleep_ms(self) -> float | None:
         next_at = min(self.valid_until if self.pid else float("inf"), self.unpause_at)
@@ -128,7 +126,14 @@ class Fence:
         elif word == "disarm":
             self.disarm()
         elif word == "unpause":
-            self.unpause_at, self.unpause_socket = float(rest[0]), rest[1]
+            self.unpause_at, self.pooler = float(rest[0]), (int(rest[1]), int(rest[2]))
+
+    def unpause(self) -> None:
+        """By signal: a suspended PgBouncer takes no new connection of its console."""
+        pid, start = self.pooler
+        found = stat(pid)
+        if found is not None and found[1] == start:
+            send(pid, signal.SIGUSR2)
 
     def arm(self, valid_until: float, pid: int, start: int) -> None:
         self.valid_until = valid_until
@@ -184,27 +189,6 @@ class Fence:
     def kill_family(self, root: int, latest: float) -> None:
         for member in family(root, self.exe, self.directory, latest=latest):
             send(member, signal.SIGKILL)
-
-
-def unpause(path: str) -> None:
-    """Send RESUME to a PgBouncer's console, from a process of its own: the fence itself waits for nobody."""
-    if os.fork():
-        return
-    import socket  # here, so that the fence itself stays small
-
-    try:
-        with socket.socket(socket.AF_UNIX) as console:
-            console.settimeout(2.0)
-            console.connect(path)
-            for request in (STARTUP, RESUME):
-                console.sendall(request)
-                said = b""
-                while b"Z\0\0\0\5" not in said and (data := console.recv(4096)):
-                    said += data
-    except OSError:
-        pass  # it is gone, and nobody waits any more
-    finally:
-        os._exit(0)
 
 
 def answer(line: str) -> None:

@@ -18,7 +18,7 @@ from agent.reader import SharedStore
 from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
 from agent.routing.haproxy_config import door
-from agent.routing.target import choose_route
+from agent.routing.target import Route, address_of, choose_route
 from agent.seeding import RepositorySeeder
 from agent.slots import slots_loop
 from agent.wiring import Parts
@@ -26,10 +26,11 @@ from backups.notes import Notes
 from backups.service import BackupService
 from cluster.clock import SystemClock
 from cluster.errors import FlypgError
-from cluster.model import Answer, Snapshot, Upstream, Verdict
+from cluster.model import Answer, Snapshot, Upstream, Verdict, View
 from healthchecks.server import HttpServer
 from postgres.config import OPERATOR
 from postgres.disk import StateFile
+from postgres.instance import Run
 from postgres.server import LocalInstance
 from postgres.watch import PrimaryWatch, Target
 from sentinel.turn import Sentinel
@@ -110,7 +111,8 @@ class Node:
         )
         self.pooling = Pooling(parts.pooler, door(parts.haproxy), self.clock, self.fence.unpause, self.keeper_wake.ring)
         self.keeper.drained = self.pooling.drained
-        self.instance.on_change = self.keeper_wake.ring
+        self.watch.on_contact = self._contact
+        self.instance.on_change = self._instance_changed
         self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
             cluster=parts.cluster,
@@ -135,7 +137,7 @@ class Node:
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self.certificates = certificates_of(parts, self.clock, lambda: self.store.snapshot, self._apply_tls)
         self.provider.certificate_stats = stats_of(self.certificates, self.clock)
-        self._routed: object = None
+        self._routed: Route | None = None
 
     def _revision(self) -> int:
         return self.store.snapshot.revision if self.store.snapshot is not None else 0
@@ -151,6 +153,28 @@ class Node:
         self.routing_wake.ring()
         self.keeper_wake.ring()
         self.sentinel_wake.ring()
+
+    def _contact(self, term: int, there: bool) -> None:
+        """The watch has lost its connection to the primary, or has found it again."""
+        if there:
+            self.pooling.certain(term)
+        else:
+            self.pooling.doubt(term)
+
+    def _instance_changed(self) -> None:
+        self.keeper_wake.ring()
+        view = self.store.snapshot.view if self.store.snapshot is not None else None
+        if view is not None and self._leads_here() and self.instance.postmaster_pid is None:
+            self.pooling.doubt(view.term)
+
+    def _leads_here(self) -> bool:
+        return self._routed is not None and self._routed.primary == address_of(self.parts.member)
+
+    def _serves(self, view: View) -> bool:
+        """Is this node the primary, and does it let clients in?"""
+        seen = self.keeper.seen
+        here = view.primary == self.parts.member.node and self.instance.postmaster_pid is not None
+        return here and seen is not None and seen.run is Run.UP and seen.gate_open and seen.in_recovery is False
 
     def _watched(self, verdict: Verdict) -> None:
         """How the primary is found has changed."""
@@ -200,15 +224,24 @@ class Node:
             try:
                 snap = await self.store.read()
             except FlypgError:
-                continue  # everything stays as it is
-            await self._route(snap)
+                pass  # everything stays as it is
+            else:
+                await self._route(snap)
+            self._look_here()
+
+    def _look_here(self) -> None:
+        """A primary of this node that is back, also without etcd."""
+        view = self.store.snapshot.view if self.store.snapshot is not None else None
+        if view is not None and self._serves(view):
+            self.pooling.certain(view.term)
 
     async def _route(self, snap: Snapshot) -> None:
         self.watch.suspect_after_s = snap.spec.suspect_after_s
         route = choose_route(snap.view, snap.reports, snap.spec, self.parts.member.node)
-        if handing_over(snap):  # the pooler first: its PAUSE is to cut off no login that HAProxy holds
-            self.pooling.route(snap, there=route.primary is not None)
-            await self.pooling.holding()
+        if route.primary is None:  # the pooler first: what HAProxy cuts off may be a login of its own
+            self.pooling.route(snap, there=False)
+            if handing_over(snap):
+                await self.pooling.holding()
         if route != self._routed:
             await self.haproxy.route(route)
             self._routed = route

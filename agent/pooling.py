@@ -33,8 +33,9 @@ class Pooling:
     """This node's pooler, if there is one.
 
     It connects through this node's HAProxy, which never refuses: while there is no primary, a connection of the pooler
-    waits there like any other client's. So the pooler never meets the failed login after which it turns clients away,
-    and is held itself for a planned change only, when transactions are to end first."""
+    waits there like any other client's. Clients are held in the pooler itself while there is no primary, for a planned
+    change when transactions are to end first, and from the moment the primary seems to have died: a login of the pooler
+    that died with it makes PgBouncer turn clients away (see pooler_release.py)."""
 
     def __init__(
         self,
@@ -48,6 +49,8 @@ class Pooling:
         self._door = door
         self.pooler = Pooler(settings, clock, last_will, on_drained) if settings is not None else None
         self._handover = False  # clients wait for a planned change
+        self._doubt: int | None = None  # the term whose primary has gone away, as it seems
+        self._last: tuple[Snapshot, bool] | None = None  # what `route` was told
         self._sessions = True  # every pool is in session mode: a hold does not drain
         self._stats: PoolerStats | None = None
         self._asked_at = float("-inf")
@@ -78,16 +81,35 @@ class Pooling:
             self.pooler.refresh()
 
     def route(self, snap: Snapshot, *, there: bool) -> None:
-        """Pooled clients go to the primary, wherever that is. In a planned change they wait from when the old primary
-        stops until HAProxy leads to the new one. `there`: it leads to one."""
+        """Pooled clients go to the primary, wherever that is, and wait while there is none: in a planned change from
+        when the old one stops. `there`: HAProxy leads to one."""
         view = snap.view
         if self.pooler is None or view is None:
             return
+        self._last = (snap, there)
         self._handover = handing_over(snap) or (self._handover and not there)
+        if there and self._doubt is not None and view.term > self._doubt:
+            self._doubt = None
+        if not self._handover and (not there or self._doubt is not None):
+            self.pooler.hold()
         spec = snap.spec
         self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
         servers = tuple(sorted(address_of(m) for m in view.members if m.node in snap.reports))
-        self.pooler.route(None if self._handover else self._door, spec, max(1, len(view.members)), servers)
+        held = self._handover or not there or self._doubt is not None
+        self.pooler.route(None if held else self._door, spec, max(1, len(view.members)), servers)
+
+    def doubt(self, term: int) -> None:
+        """The primary of this term seems to have gone away: clients wait until it is found again, or another one."""
+        view = self._last[0].view if self._last is not None else None
+        if self._last is not None and view is not None and view.term <= term and self._doubt is None:
+            self._doubt = term
+            self.route(self._last[0], there=self._last[1])
+
+    def certain(self, term: int) -> None:
+        """It is there."""
+        if self._last is not None and self._doubt == term:
+            self._doubt = None
+            self.route(self._last[0], there=self._last[1])
 
     async def holding(self) -> None:
         """Return when clients are held, or after a moment."""

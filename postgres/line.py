@@ -57,9 +57,15 @@ class Line:
         self._descriptor = connection.pgconn.socket
         self._loop = asyncio.get_running_loop()
         self._ended = False
+        self._lost = False  # ended by the other side
         self._waiter: asyncio.Future[None] | None = None
         self._listening = True
         self._loop.add_reader(self._descriptor, self._hear)
+
+    @property
+    def ended(self) -> bool:
+        """Has the other side closed it, or died?"""
+        return self._lost
 
     @classmethod
     async def open(cls, host: str, port: int, credentials: Mapping[str, str], timeout_s: float) -> Line | None:
@@ -81,6 +87,7 @@ class Line:
             self._pgconn.send_query(b"SELECT 1")
             self._pgconn.flush()  # a few bytes always fit
         except psycopg.Error:
+            self._lost = True
             self._end()
 
     async def answer(self, within_s: float | None = None) -> bool | None:
@@ -114,6 +121,7 @@ class Line:
         try:
             self._pgconn.consume_input()
         except psycopg.Error:
+            self._lost = True
             self._end()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -61,6 +61,7 @@ class PrimaryWatch:
         self.credentials = dict(credentials)
         self.security: Callable[[str, int], Mapping[str, str]] = _prefer  # libpq's parameters for TLS to a server
         self.verdict: Verdict | None = None  # None: nobody is watched
+        self.on_contact: Callable[[int, bool], None] = lambda term, there: None  # long before there is a verdict
         self._stream_age = stream_age
         self._on_change = on_change
         self._target: Target | None = None
@@ -130,6 +131,7 @@ class _OneWatch:
                     continue
                 case Probe.ANSWERED:
                     self._conclude(self._evidence.answered())
+                    self._owner.on_contact(self._target.term, True)
             line = None
             if self._clock() >= next_login:
                 host, port = self._target.host, self._target.port
@@ -138,6 +140,8 @@ class _OneWatch:
             if line is not None:
                 failed_logins = 0
                 await self._converse(line)
+                if line.ended:
+                    self._owner.on_contact(self._target.term, False)
             elif self._clock() >= next_login:
                 next_login = self._clock() + LOGIN_PAUSES_S[min(failed_logins, len(LOGIN_PAUSES_S) - 1)]
                 failed_logins += 1

@@ -1,16 +1,13 @@
 """PgBouncer on every node: to an address that leads to the primary; clients are paused while that is to change.
 
 Theory of operation. PAUSE lets running transactions end and gives no new one a server; a pool that is paused while its
-primary changes loses no client. Then RESUME (after a new address was written and a RELOAD, if it is another one). PAUSE
-outlives whoever asked for it, so with every PAUSE a last will is deposited (the fence keeps it): RESUME at a given
-time, or soon after our death. One that waits for long transactions, or for the sessions of session mode, is not waited
-for: new ones are held even so.
+primary changes loses no client. Then RESUME (after a new address was written and a RELOAD, if it is another one), in
+the way of pooler_release.py. PAUSE outlives whoever asked for it, so with every PAUSE a last will is deposited (the
+fence keeps it): RESUME at a given time, or soon after our death. One that waits for long transactions, or for the
+sessions of session mode, is not waited for: new ones are held even so.
 
-PgBouncer remembers of each pool whether its last login at the server failed. If it did, and the pool has no connection
-left, whoever asks for one is turned away ("server login has been failing") until a login has worked. Three things make
-a login fail: a server that refuses, one that is given up by `server_connect_timeout`, and a PAUSE (or a new address)
-that comes while one is under way. Against the first two the address should be one where connections are held instead;
-against the third a PAUSE waits some milliseconds for a moment without any.
+A primary that has died is another matter: PgBouncer may turn clients away from that moment on, so `hold` gives the
+PAUSE by signal, at once. The address should be one where connections are held rather than refused meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from pathlib import Path
 from agent.routing import pooler_config as config
 from agent.routing.pooler_admin import Console
 from agent.routing.pooler_config import PoolerSettings, Pools
+from agent.routing.pooler_release import let_in
 from agent.routing.program import Program, owner_of, write_owned
 from agent.routing.resolve import Resolver
 from agent.routing.target import Address
@@ -37,11 +36,11 @@ from cluster.pool import PoolMode, Share, modes, pool_size, share
 LONGEST_HOLD_S = 120.0  # then clients are better off with an error
 READY_WITHIN_S = 5.0
 RETRY_S = 0.5
-CALM_WITHIN_S = 0.05  # for logins at the server that are under way, before a PAUSE
-CALM_LOOK_S = 0.002
+AGAIN_S = 0.05  # before those who wait are let in again, after no login worked
+LET_IN_WITHIN_S = 10.0  # then whoever is left is let in without: what is wrong with the logins is for clients to see
 SESSIONS_END_S = 0.05  # for sessions of session mode that are about to end anyway, before the server stops
 
-LastWill = Callable[[float | None, Path], None]  # RESUME the console at this boottime; None: no will
+LastWill = Callable[[float | None, int], None]  # RESUME this process at this boottime; None: no will
 
 
 class Pooler:
@@ -63,6 +62,8 @@ class Pooler:
         self._pools = Pools(None, Share(200, 40, 10, 50))
         self._loaded = ""  # the configuration that PgBouncer has; "" when that is not known
         self._held_at = 0.0  # on the loop's clock
+        self._let_in_by: float | None = None  # since clients are to be let in; on the loop's clock
+        self._heard_of: int | None = None  # the process that has answered, and so knows its signals
         self._held: bool | None = None  # None: not known, as after an adoption
         self._wanted: tuple[Address | None, Pools, tuple[Address, ...]] | None = None
         self._wake = asyncio.Event()
@@ -117,7 +118,7 @@ class Pooler:
         await self._end_tasks()
         if self._program is not None:
             await self._program.stop()
-        self._last_will(None, self.console.path)
+        self._last_will(None, 0)
 
     async def abandon(self) -> None:
         """Leave it running as it is, for the next agent to adopt."""
@@ -132,6 +133,13 @@ class Pooler:
         if (primary, pools, servers) != self._wanted:
             self._wanted = (primary, pools, servers)
             self._wake.set()
+
+    def hold(self) -> None:
+        """Hold clients from this moment on, until `route` is told where to lead them next."""
+        if self._held is False and self.pid is not None and self.pid == self._heard_of:
+            self._begin_hold()
+            self._signal(signal.SIGUSR1)
+            self._holding.set()
 
     def refresh(self) -> None:
         """Its certificate, or whom it trusts, has changed: it loads that, and drops nobody."""
@@ -167,13 +175,10 @@ class Pooler:
         primary, pools, servers = self._wanted
         if primary is None:
             if self._held is not True:
-                self._last_will(self._clock.boottime() + LONGEST_HOLD_S, self.console.path)
                 await self._cancel_pause()
-                await self._calm()
+                self._begin_hold()
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
-                self._held = True
-                self._held_at = asyncio.get_running_loop().time()
-                asyncio.get_running_loop().call_later(SESSIONS_END_S + 0.005, self._on_drained)
+            self._let_in_by = None
             await self._reload(replace(pools, primary=self._pools.primary, verified=self._pools.verified))
             return
         tls = self._settings.tls
@@ -181,18 +186,32 @@ class Pooler:
         await self._reload(replace(pools, primary=await self._resolver.numeric(primary), verified=verified))
         self._holding.clear()
         if self._held is not False:
-            await self._cancel_pause()  # a PAUSE that still waits can hang for ever after a RESUME (pgbouncer #715)
-            await self.console.ask("RESUME", passes="not paused")
-            self._held = False
-            self._last_will(None, self.console.path)
+            await self._let_in()
 
-    async def _calm(self) -> None:
-        """Wait a moment for logins at the server that are under way: a PAUSE would cut them off as failed ones."""
-        until = asyncio.get_running_loop().time() + CALM_WITHIN_S
-        while asyncio.get_running_loop().time() < until:
-            if not any(int(row.get("sv_login", "0")) for row in await self.console.ask("SHOW POOLS")):
-                return
-            await asyncio.sleep(CALM_LOOK_S)
+    def _begin_hold(self) -> None:
+        """The will is made before the PAUSE is given."""
+        loop = asyncio.get_running_loop()
+        self._last_will(self._clock.boottime() + LONGEST_HOLD_S, self.pid or 0)
+        self._held, self._held_at, self._let_in_by = True, loop.time(), None
+        loop.call_later(SESSIONS_END_S + 0.005, self._on_drained)
+
+    async def _let_in(self) -> None:
+        """Clients go on. Nobody is let in yet while no login works: then we look again soon."""
+        loop = asyncio.get_running_loop()
+        await self._cancel_pause()  # a PAUSE that still waits can hang for ever after a RESUME (pgbouncer #715)
+        self._let_in_by = self._let_in_by or loop.time() + LET_IN_WITHIN_S
+        if loop.time() > self._let_in_by:
+            await self.console.ask("RESUME", passes="not paused")
+        elif not await let_in(self.console, lambda: self._signal(signal.SIGUSR2)):
+            loop.call_later(AGAIN_S, self._wake.set)
+            return
+        self._held, self._let_in_by = False, None
+        self._last_will(None, 0)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """SIGUSR1 is PAUSE, SIGUSR2 is RESUME, also from SUSPEND. A process that just starts would die of them."""
+        if self._program is not None and self.pid == self._heard_of:
+            self._program.signal(number)
 
     async def _pause(self) -> None:
         """PAUSE, which ends when no transaction runs any more."""
@@ -228,7 +247,7 @@ class Pooler:
 
     async def _ready(self) -> None:
         """After a start or an adoption: wait for the console; then our task leads it where it should."""
-        self._held, self._loaded = None, ""
+        self._held, self._loaded, self._heard_of = None, "", None
         assert self._program is not None, "it is what calls us"
         loop = asyncio.get_running_loop()
         deadline = loop.time() + READY_WITHIN_S
@@ -236,10 +255,13 @@ class Pooler:
             try:
                 await self.console.ask("SHOW VERSION", within_s=1.0)
                 break
-            except CommandFailed:
+            except CommandFailed as error:
                 if not self._program.alive or loop.time() > deadline:
                     raise
+                if isinstance(error.__cause__, TimeoutError):  # it listens, and was left suspended by an earlier agent
+                    self._program.signal(signal.SIGUSR2)
             await asyncio.sleep(0.02)
+        self._heard_of = self.pid
         self._wake.set()
 
     async def _end_tasks(self) -> None:
