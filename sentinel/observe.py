@@ -11,7 +11,8 @@ FETCH_MAX_S = 15.0  # a node that is to fetch WAL and does not receive any after
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Times are seconds of this sentinel's boottime. A new leader starts with no grudges: all counting starts anew."""
+    """Times are seconds of this sentinel's boottime. A new leader starts with no grudges: all counting starts anew, but
+    for standbys that are away: whoever may lead counts that all the time."""
 
     since: float  # when it began to look
     stage: tuple[object, ...] = ()  # (term, phase, stage of the handover) of the view
@@ -32,6 +33,10 @@ class Observations:
     def unattached_for(self, node: NodeId, now: float) -> float:
         """Seconds since the primary last saw `node` streaming; 0 when it does."""
         return next((now - at for n, at in self.unattached if n == node), 0.0)
+
+    def inherited(self, now: float) -> Observations:
+        """What a sentinel that begins to lead keeps of what it saw before: since when standbys are away."""
+        return Observations(since=now, stage=self.stage, stage_since=now, unattached=self.unattached)
 
     def calm(self, snap: Snapshot) -> bool:
         """Does nothing that was seen here become something else by waiting? Then only a change in etcd can."""

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from cluster.clock import Clock
-from cluster.model import Event, Leadership, NodeId, Snapshot
+from cluster.model import Event, Leadership, NodeId, ServerState, Snapshot
 from cluster.store import SentinelStore
 from sentinel.actions import Answer, Decision, PutView, Resign
 from sentinel.decide import decide
@@ -14,6 +14,7 @@ from sentinel.observe import Observations, observe
 
 HOME_DELAY_S = 1.0  # on the primary's node a sentinel lets the others be first
 RESIGNED_S = 10.0
+GAP_S = 5.0  # an idle sentinel that does not lead looks more often
 SETTLED_S = 15.0  # a new leader looks often for so long
 
 
@@ -30,6 +31,8 @@ class Sentinel:
         self._seen: Observations | None = None
         self._vacant_since: float | None = None
         self._stand_back_until = 0.0
+        self._looked_on: Observations | None = None  # what was seen while another one led
+        self._looked_at = float("-inf")
         self.calm = False  # did the last turn find nothing that time alone could change?
 
     async def turn(self, snap: Snapshot | None = None) -> bool:
@@ -38,15 +41,26 @@ class Sentinel:
         snap = snap if snap is not None else await self._store.read()
         if not await self._lead(snap):
             self._seen = None
+            self._look_on(snap)
             self.calm = self._vacant_since is None and self.leadership is None
             return False
         now = self._clock.boottime()
+        if self._seen is None:
+            self._seen, self._looked_on = self._look_on(snap).inherited(now), None
         self._seen = observe(self._seen, snap, now)
         decision = decide(snap, self._seen, now)
         self._journal(decision)
         settled = now - self._seen.since > SETTLED_S
         self.calm = settled and decision.action is None and self._seen.calm(snap)
         return await self._perform(decision, snap)
+
+    def _look_on(self, snap: Snapshot) -> Observations:
+        """Who does not lead sees as well which standbys are away, and may have to do without a leader that died with
+        one of them. After a gap of its own it counts anew."""
+        now = self._clock.boottime()
+        before = self._looked_on if now - self._looked_at < GAP_S else None
+        self._looked_on, self._looked_at = observe(before, snap, now), now
+        return self._looked_on
 
     async def _lead(self, snap: Snapshot) -> bool:
         if snap.leader is not None:
@@ -61,7 +75,7 @@ class Sentinel:
         now = self._clock.boottime()
         if self._vacant_since is None:
             self._vacant_since = now
-        at_home = snap.view is not None and snap.view.primary == self.name and len(snap.reports) > 1
+        at_home = snap.view is not None and snap.view.primary == self.name and _others_can(snap)
         if now < self._stand_back_until or (at_home and now - self._vacant_since < HOME_DELAY_S):
             return False
         self.leadership = await self._store.campaign()
@@ -103,3 +117,12 @@ class Sentinel:
             name = type(decision.action).__name__ if decision.action is not None else "wait"
             self._log.info("decision", extra={"action": name, "why": decision.why})
         self.last = replace(decision)
+
+
+def _others_can(snap: Snapshot) -> bool:
+    """Is there another node that might lead? One whose stream the primary has lost has most likely died."""
+    view = snap.view
+    primary = snap.reports.get(view.primary) if view is not None and view.primary is not None else None
+    if primary is None or primary.state is not ServerState.PRIMARY:
+        return len(snap.reports) > 1
+    return any((r := snap.reports.get(s.node)) is not None and r.sentinel for s in primary.standbys)

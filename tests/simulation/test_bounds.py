@@ -37,3 +37,16 @@ def test_outage(story: str, fault: str, for_s: float, bound_s: float) -> None:
         sim.run()
         gaps.append(sim.clients.longest_gap_s)
     assert median(gaps) <= bound_s, sorted(round(gap, 2) for gap in gaps)
+
+
+@pytest.mark.timeout(900)
+def test_two_nodes_lose_the_one_whose_sentinel_leads() -> None:
+    """Nobody judges until its lease has run out; then nothing else is waited for: who looked on knows since when the
+    standby has been away, and no other sentinel is left to be let first."""
+    gaps = []
+    for seed in range(9):
+        scene = Scene("start", "power", "n2", 20.0, after_s=8.0)  # by then n2's sentinel leads: it is not the primary's
+        sim = Simulation(seed, scenes=(scene,), size=2, spec=Spec())
+        sim.run()
+        gaps.append(sim.clients.longest_gap_s)
+    assert median(gaps) <= 7.0, sorted(round(gap, 2) for gap in gaps)
