@@ -18,7 +18,7 @@ from agent.reader import SharedStore
 from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
 from agent.routing.haproxy_config import door
-from agent.routing.target import Route, address_of, choose_route
+from agent.routing.target import choose_route
 from agent.seeding import RepositorySeeder
 from agent.slots import slots_loop
 from agent.wiring import Parts
@@ -137,7 +137,7 @@ class Node:
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self.certificates = certificates_of(parts, self.clock, lambda: self.store.snapshot, self._apply_tls)
         self.provider.certificate_stats = stats_of(self.certificates, self.clock)
-        self._routed: Route | None = None
+        self._routed: object = None
 
     def _revision(self) -> int:
         return self.store.snapshot.revision if self.store.snapshot is not None else 0
@@ -163,12 +163,8 @@ class Node:
 
     def _instance_changed(self) -> None:
         self.keeper_wake.ring()
-        view = self.store.snapshot.view if self.store.snapshot is not None else None
-        if view is not None and self._leads_here() and self.instance.postmaster_pid is None:
-            self.pooling.doubt(view.term)
-
-    def _leads_here(self) -> bool:
-        return self._routed is not None and self._routed.primary == address_of(self.parts.member)
+        if self.instance.postmaster_pid is None:
+            self.pooling.ended(self.parts.member.node)
 
     def _serves(self, view: View) -> bool:
         """Is this node the primary, and does it let clients in?"""

@@ -14,7 +14,7 @@ from agent.routing.pooler_config import PoolerSettings
 from agent.routing.target import Address, address_of
 from cluster.clock import Clock
 from cluster.errors import CommandFailed, FlypgError
-from cluster.model import HandoverStage, Phase, Snapshot
+from cluster.model import HandoverStage, NodeId, Phase, Snapshot
 from cluster.pool import PoolMode, modes
 from healthchecks.provider import PoolerStats, PoolStats
 from postgres import roles
@@ -104,6 +104,14 @@ class Pooling:
         if self._last is not None and view is not None and view.term <= term and self._doubt is None:
             self._doubt = term
             self.route(self._last[0], there=self._last[1])
+
+    def ended(self, node: NodeId) -> None:
+        """PostgreSQL of this node does not run any more. Doubted is the term in which clients are led there, if they
+        are; another may have begun meanwhile."""
+        if self._last is not None and self._last[1]:
+            view = self._last[0].view
+            if view is not None and view.primary == node:
+                self.doubt(view.term)
 
     def certain(self, term: int) -> None:
         """It is there."""

@@ -56,6 +56,12 @@ STORIES = [
         [((NEXT, True), LED), (("doubt", 8), AT_ONCE), (("certain", 7), [])],
     ),
     ("of a cluster that was never seen it is nothing", [(("doubt", 7), [])]),
+    (
+        "the end of the primary's PostgreSQL is doubt",
+        [((OPEN, True), LED), (("ended", 1), AT_ONCE), ((NEXT, True), LED)],
+    ),
+    ("that of another node is not", [((OPEN, True), LED), (("ended", 2), [])]),
+    ("nor that of one which is none any more", [((NEXT, True), LED), (("ended", 1), [])]),
 ]
 
 
@@ -69,6 +75,8 @@ def test_when_clients_are_held(story: str, steps: list[tuple[tuple[View, bool] |
         match heard:
             case ("doubt", int(term)):
                 pooling.doubt(term)
+            case ("ended", int(number)):
+                pooling.ended(NodeId(f"n{number}"))
             case ("certain", int(term)):
                 pooling.certain(term)
             case (View() as view, bool(there)):
