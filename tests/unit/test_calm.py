@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import pytest
 
+from agent.loops import Wake
 from agent.slots import AT_LEAST_EVERY_S, SEGMENT_BYTES, worth_asking
 from cluster.etcd import Etcd
 from cluster.etcd_values import Found, Get
@@ -76,3 +78,17 @@ async def test_trust_is_read_again_when_anything_was_written() -> None:
     assert etcd.asked == 2
     await store.read()
     assert etcd.asked == 3, "who asks for it as it is now is not put off"
+
+
+async def test_a_wait_ends_with_a_ring_or_with_its_time() -> None:
+    wake = Wake()
+    async with asyncio.timeout(10):
+        await wake.wait(0.01)
+        wake.ring()
+        wake.ring()
+        await wake.wait(60.0)
+        asyncio.get_running_loop().call_soon(wake.ring)
+        await wake.wait(60.0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await wake.wait(60.0)
