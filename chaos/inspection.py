@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from chaos.checkers.convergence import converged
+from chaos.checkers.convergence import converged, differing
 from chaos.checkers.primaries import Switch, one_line, parse_history
 from chaos.history import Verdict
 from chaos.places import Node
@@ -31,6 +32,9 @@ TABLES = (
     " WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"
 )
 ROWS = f"SELECT id FROM {TABLE}"
+LOOKS = 3  # at contents that differ: what a client that has gone had begun may only end now
+AGAIN_S = 2.0
+SHOWN = 5  # rows that differ
 
 
 def patiently(node: Node, timeout_s: float = 20.0) -> Wire:
@@ -52,6 +56,7 @@ def _caught_up(wire: Wire, lsn: str, timeout_s: float = 30.0) -> None:
         if there == "t":
             return
         time.sleep(0.05)
+    raise WireError(f"it has not replayed up to {lsn} within {timeout_s:g} s", sent=False)
 
 
 def rows(node: Node) -> list[int]:
@@ -77,6 +82,20 @@ def contents(node: Node, *, at_least: str | None) -> dict[str, str]:
         return sums
     finally:
         wire.close()
+
+
+def rows_that_differ(nodes: Sequence[Node], table: str) -> str:
+    """Which rows of a table only some of the nodes have."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        wire = patiently(node)
+        try:
+            for (row,) in wire.execute(f"SELECT t::text FROM {table} t", timeout_s=60):
+                found.setdefault(row, []).append(node.name)
+        finally:
+            wire.close()
+    odd = sorted((row, where) for row, where in found.items() if len(where) < len(nodes))
+    return f"{len(odd)} rows: " + "; ".join(f"{row[:80]} only on {', '.join(where)}" for row, where in odd[:SHOWN])
 
 
 def history(node: Node) -> tuple[int, tuple[Switch, ...]]:
@@ -132,11 +151,17 @@ def judge_servers(target: Target, nodes: Iterable[Node]) -> list[Verdict]:
         broken: dict[str, str] = {}
         if program is not None:
             broken[primary.name] = damage(primary, program, install=True)
-        lsn = current_lsn(primary)
-        sums = {node.name: contents(node, at_least=None if node is primary else lsn) for node in told}
+        for _ in range(LOOKS):
+            lsn = current_lsn(primary)
+            sums = {node.name: contents(node, at_least=None if node is primary else lsn) for node in told}
+            if not (tables := differing(sums)):
+                break
+            time.sleep(AGAIN_S)
         if program is not None:
             broken |= {node.name: damage(node, program, install=False) for node in told if node is not primary}
         verdict = converged(sums, broken)
+        if tables:
+            verdict = replace(verdict, text=f"{verdict.text}, at {LOOKS} looks: {rows_that_differ(told, tables[0])}")
         if program is None:
             verdict = Verdict(
                 verdict.checker, verdict.ok, f"{verdict.text} (without pg_amcheck, which this server has not)"

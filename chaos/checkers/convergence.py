@@ -15,9 +15,12 @@ def converged(contents: Mapping[str, Mapping[str, str]], damage: Mapping[str, st
         if text:
             return Verdict("convergence", False, f"pg_amcheck on {node}: {text}")
     nodes = sorted(contents)
-    model = contents[nodes[0]]
-    for node in nodes[1:]:
-        for table in sorted(model.keys() | contents[node].keys()):
-            if model.get(table) != contents[node].get(table):
-                return Verdict("convergence", False, f"{table} differs between {nodes[0]} and {node}")
-    return Verdict("convergence", True, f"{len(model)} tables are identical on {', '.join(nodes)}")
+    if tables := differing(contents):
+        return Verdict("convergence", False, f"{', '.join(tables)} differs between {', '.join(nodes)}")
+    return Verdict("convergence", True, f"{len(contents[nodes[0]])} tables are identical on {', '.join(nodes)}")
+
+
+def differing(contents: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Tables that are not the same everywhere, or not there everywhere."""
+    tables = {table for sums in contents.values() for table in sums}
+    return sorted(t for t in tables if len({sums.get(t) for sums in contents.values()}) > 1)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from chaos.checkers.bank import bank
-from chaos.checkers.convergence import converged
+from chaos.checkers.convergence import converged, differing
 from chaos.checkers.durability import durability
 from chaos.checkers.lists import analyze, classify, serializable
 from chaos.checkers.outage import outage, outage_verdict
@@ -106,6 +106,8 @@ def test_convergence() -> None:
     assert converged({"a": {"t": "1"}, "b": {"t": "1"}}, {"a": "", "b": ""}).ok is True
     assert converged({"a": {"t": "1"}, "b": {"t": "2"}}, {}).ok is False
     assert converged({"a": {"t": "1"}, "b": {}}, {}).ok is False
+    assert converged({"a": {"t": "1"}, "b": {"t": "1"}, "c": {"t": "1", "u": "2"}}, {}).ok is False
+    assert differing({"a": {"t": "1"}, "b": {"t": "1"}, "c": {"t": "1", "u": "2"}}) == ["u"]
     assert converged({"a": {"t": "1"}, "b": {"t": "1"}}, {"b": "index t_pkey: item order"}).ok is False
     assert converged({"a": {"t": "1"}}, {}).ok is None
 
