@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.support.archive import (
     standby_of,
 )
 from tests.support.pgserver import BIN, PgServer
+from tests.support.versions import VERSIONS, binaries, missing
 
 pytestmark = [
     pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
@@ -67,15 +69,15 @@ def followed(server: PgServer) -> Followed:
     return Followed(**{k: v for k, v in found.items() if k not in ("source", "directory")})
 
 
-def seeded(path: RepositoryPath, primary: Followed, into: Path) -> tuple[Seeded, list[str]]:
+def seeded(path: RepositoryPath, primary: Followed, into: Path, programs: Path = BIN) -> tuple[Seeded, list[str]]:
     said: list[str] = []
-    made = asyncio.run(seed(path, primary, into, owner=OWNER, programs=str(BIN), say=said.append))
+    made = asyncio.run(seed(path, primary, into, owner=OWNER, programs=str(programs), say=said.append))
     return made, said
 
 
 def streaming_from(data: Path, primary: PgServer) -> PgServer:
     """A standby on `data` that has caught up with `primary` by streaming, and by nothing else."""
-    server = PgServer(data)
+    server = PgServer(data, primary.binaries)
     signal_file = data / "standby.signal"
     assert signal_file.exists()
     server.configure(primary_conninfo=primary.conninfo, restore_command="", archive_mode="off")
@@ -192,3 +194,30 @@ def test_a_repository_that_is_damaged_says_so(primary: PgServer) -> None:
     with pytest.raises(Exception, match=taken.parts[0].key):
         seeded(path, followed(primary), primary.root / "no-part")
     archive.stop()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_of_each_version_without_an_archive(version: int) -> None:
+    """The WAL inside the snapshot leads to what the primary still has."""
+    if why := missing(version):
+        pytest.skip(why)
+    with binaries(version) as programs:
+        tool = subprocess.run([programs / "pg_verifybackup", "--version"], capture_output=True, timeout=30, check=False)
+        if tool.returncode != 0:
+            pytest.skip(f"PostgreSQL {version}: pg_verifybackup of this build does not even tell its version")
+        server = PgServer(binaries=programs)
+        try:
+            server.initdb()
+            server.start()
+            path = path_for(server, directory(server.root), CODEC)
+            taken = snapshot(server, path, CODEC, "a")
+            server.sql("CREATE TABLE t AS SELECT 1 AS n")
+            made, _ = seeded(path, followed(server), server.root / "copy", programs)
+            assert (made.snapshot, made.until) == (taken.id, taken.stop_lsn)
+            copy = streaming_from(server.root / "copy", server)
+            try:
+                assert copy.sql("SELECT n FROM t") == [(1,)]
+            finally:
+                copy.remove()
+        finally:
+            server.remove()
