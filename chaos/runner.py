@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos.checkers.durability import durability
 from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_primary
-from chaos.checkers.reads import GAP_S, fresh_reads
+from chaos.checkers.reads import GAP_S, STALE_S, fresh_reads
 from chaos.drills import Drill
 from chaos.faults import nothing
 from chaos.history import Verdict, Write
@@ -150,7 +150,9 @@ def _judge(target: Target, drill: Drill, result: Result, say: Callable[[str], No
     result.verdicts += [one_primary(writes), count]
     if drill.pooled:
         result.verdicts.append(_pooled(writes))
-    result.verdicts.append(fresh_reads(result.reads, writes, gap_s=max(GAP_S, drill.limit_s)))
+    # While nobody may write, who lags cannot catch up: what it answers in the moment of the failover is as old as that.
+    stale_s = STALE_S + (round(result.mended - result.fault) if drill.blocked else 0)
+    result.verdicts.append(fresh_reads(result.reads, writes, gap_s=max(GAP_S, drill.limit_s), stale_s=stale_s))
     if drill.blocked:
         result.verdicts.append(_blocked(writes, result))
     if result.healed is not None:

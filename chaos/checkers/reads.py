@@ -30,13 +30,15 @@ def gap(reads: Sequence[Read]) -> float:
     return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
-def fresh_reads(reads: Sequence[Read], writes: Sequence[Write], *, gap_s: float = GAP_S) -> Verdict:
+def fresh_reads(
+    reads: Sequence[Read], writes: Sequence[Write], *, gap_s: float = GAP_S, stale_s: float = STALE_S
+) -> Verdict:
     """Answered again in time, and never older than the bound."""
     answered = [read for read in reads if read.ok]
     if not answered:
         return Verdict("reads", None, "nobody could read from the read-only port")
-    stale_s, longest_s = staleness(reads, writes), gap(reads)
+    oldest_s, longest_s = staleness(reads, writes), gap(reads)
     servers = len({read.server for read in answered})
-    text = f"{len(answered)} reads from {servers} servers, at most {stale_s:.2f} s old (bound {STALE_S:g} s)"
+    text = f"{len(answered)} reads from {servers} servers, at most {oldest_s:.2f} s old (bound {stale_s:g} s)"
     text += f", {longest_s:.2f} s between two of them (bound {gap_s:g} s)"
-    return Verdict("reads", stale_s <= STALE_S and longest_s <= gap_s, text)
+    return Verdict("reads", oldest_s <= stale_s and longest_s <= gap_s, text)
