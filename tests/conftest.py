@@ -8,9 +8,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.etcd import TestEtcd
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 6 << 30  # what must be free, of the volume and of the machine
@@ -39,3 +44,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
+    """An etcd of one member."""
+    from tests.support.etcd import start_etcd  # not needed by tests without one
+
+    made = start_etcd(tmp_path_factory.mktemp("etcd"))
+    yield made
+    made.stop()

@@ -27,26 +27,14 @@ from cluster.etcd_store import EtcdStore
 from cluster.model import parse_lsn
 from healthchecks.provider import BackupStats
 from postgres.basebackup import server_facts
-from tests.integration.test_backups_service import N1, PATIENCE_S, alone, eventually, facts, notes, settings
-from tests.support.etcd import BIN as ETCD
-from tests.support.etcd import TestEtcd, start_etcd
-from tests.support.pgserver import BIN, PgServer
+from tests.support.backing import N1, NEEDS, PATIENCE_S, alone, eventually, facts, notes, running, settings
+from tests.support.etcd import TestEtcd
+from tests.support.pgserver import PgServer
 
-pytestmark = [
-    pytest.mark.timeout(400),  # on a machine that is busy with other tests
-    pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
-    pytest.mark.skipif(ETCD is None, reason="there is no etcd on this machine"),
-]
+pytestmark = NEEDS
 MB = 1 << 20
 LIMIT = 8 * MB
 WRITTEN = 50 * MB  # during the outage
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
-    made = start_etcd(tmp_path_factory.mktemp("etcd"))
-    yield made
-    made.stop()
 
 
 @pytest.fixture
@@ -142,37 +130,33 @@ async def the_repository_is_away(etcd: TestEtcd, server: PgServer, policy: str) 
     server.sql("SELECT pg_reload_conf()")
     state = alone(server_facts(server.conninfo).system_id)
     load = Load(server)
-    async with notes(etcd, policy) as shared:
-        service = BackupService(config, here, shared, lambda: state)
-        task = asyncio.create_task(service.run())
-        try:
-            await eventually(lambda: service.status().history.kept == 1, "the first snapshot")
-            first = service.status().history.ok_id
-            with load.running():
-                with away(server.root / "repository"):
-                    await outage(service, load, policy)
-                    await told(etcd, policy, "WAL is not archived")
-                began = time.time()
-                await eventually(lambda: (w := service.status().wal) is not None and not w.error, "it is noticed")
-            await eventually(lambda: (w := service.status().wal) is not None and w.queue.ready == 0, "it drains")
-            await eventually(lambda: not seen(service, load).problems, "all is well")
-            await told(etcd, policy, "WAL is archived again")
-            history = await shared.read_history()
-            path = config.repository().path(config.repository().paths(policy)[-1].name)
-            if policy == "keep":
-                assert history.ok_id == first, "nothing was lost: no snapshot is needed"
-                assert not audit(path).problems
-            else:
-                assert history.ok_id != first and (history.ok_at or 0) > began - 5, history
-                await told(etcd, policy, "the archive has a gap at")
-                await told(etcd, policy, "restores begin anew after the gap")
-            plan = make_plan(path, Target(TargetKind.LATEST))
-            assert isinstance(plan, RestorePlan), plan
-            assert plan.snapshot.id == history.ok_id
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await service.stop()
+    async with (
+        notes(etcd, policy) as shared,
+        running(BackupService(config, here, shared, lambda: state)) as service,
+    ):
+        await eventually(lambda: service.status().history.kept == 1, "the first snapshot")
+        first = service.status().history.ok_id
+        with load.running():
+            with away(server.root / "repository"):
+                await outage(service, load, policy)
+                await told(etcd, policy, "WAL is not archived")
+            began = time.time()
+            await eventually(lambda: (w := service.status().wal) is not None and not w.error, "it is noticed")
+        await eventually(lambda: (w := service.status().wal) is not None and w.queue.ready == 0, "it drains")
+        await eventually(lambda: not seen(service, load).problems, "all is well")
+        await told(etcd, policy, "WAL is archived again")
+        history = await shared.read_history()
+        path = config.repository().path(config.repository().paths(policy)[-1].name)
+        if policy == "keep":
+            assert history.ok_id == first, "nothing was lost: no snapshot is needed"
+            assert not audit(path).problems
+        else:
+            assert history.ok_id != first and (history.ok_at or 0) > began - 5, history
+            await told(etcd, policy, "the archive has a gap at")
+            await told(etcd, policy, "restores begin anew after the gap")
+        plan = make_plan(path, Target(TargetKind.LATEST))
+        assert isinstance(plan, RestorePlan), plan
+        assert plan.snapshot.id == history.ok_id
 
 
 async def outage(service: BackupService, load: Load, policy: str) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from backups.codec import Codec, SealingKey
-from backups.errors import DifferentContent, ObjectMissing, RepositoryRefused, RepositoryUnavailable
-from backups.layout import PathName
+from backups.errors import ObjectMissing, RepositoryRefused, RepositoryUnavailable
 from backups.objects import S3Store
-from backups.repository import Repository
 from backups.restore_plan import Target, TargetKind
 from backups.upkeep import audit
 from tests.support.archive import (
@@ -26,6 +22,7 @@ from tests.support.archive import (
 )
 from tests.support.pgserver import BIN
 from tests.support.radosgw import Radosgw, missing, radosgw
+from tests.support.storing import keeps_the_contract, lets_one_writer_win, lists_in_pages, stores_wal_once
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing() or "radosgw is here"),
@@ -42,33 +39,12 @@ def s3() -> Iterator[Radosgw]:
 
 def test_the_contract(s3: Radosgw) -> None:
     store = s3.store("bucket", "contract")
-    assert list(store.list("")) == []
-    assert store.put("a/1", b"one") is True
-    assert store.put("a/1", b"two") is False, "a second writer of one name is refused by the service"
-    assert store._conditional is True
-    assert store.get("a/1") == b"one"
-    assert store.put("a/1", b"three", if_absent=False) is True
-    assert store.put("a/2", b"") is True
-    assert [(o.key, o.size) for o in store.list("a/")] == [("a/1", 5), ("a/2", 0)]
-    assert all(o.modified > 1e9 for o in store.list(""))
-    store.delete(["a/1", "a/none"])
-    with pytest.raises(ObjectMissing, match="a/1"):
-        store.get("a/1")
+    keeps_the_contract(store)
+    assert store._conditional is True, "the service itself refuses a second writer"
 
 
 def test_of_many_writers_of_one_name_one_wins(s3: Radosgw) -> None:
-    store = s3.store("bucket", "race")
-    for turn in range(10):
-        gate = threading.Barrier(6)
-
-        def write(number: int, key: str = f"k{turn}", gate: threading.Barrier = gate) -> bool:
-            gate.wait(10)
-            return store.put(key, str(number).encode())
-
-        with ThreadPoolExecutor(6) as pool:
-            won = list(pool.map(write, range(6)))
-        assert won.count(True) == 1
-        assert store.get(f"k{turn}") == str(won.index(True)).encode()
+    lets_one_writer_win(s3.store("bucket", "race"), rounds=10)
 
 
 def test_a_versioned_bucket_ignores_conditions_and_is_found_out(s3: Radosgw) -> None:
@@ -84,13 +60,7 @@ def test_a_versioned_bucket_ignores_conditions_and_is_found_out(s3: Radosgw) -> 
 
 
 def test_long_listings_come_in_pages(s3: Radosgw) -> None:
-    store = s3.store("bucket", "pages", page=7)
-    keys = [f"k/{i:04d}" for i in range(30)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda key: store.put(key, b"", if_absent=False), keys))
-    assert [o.key for o in store.list("k/")] == keys
-    store.delete(keys)
-    assert list(store.list("k/")) == []
+    lists_in_pages(s3.store("bucket", "pages", page=7), count=30)
 
 
 def test_wrong_credentials_are_refused_at_once(s3: Radosgw) -> None:
@@ -120,13 +90,7 @@ def test_what_arrives_damaged_is_not_taken(s3: Radosgw) -> None:
 
 
 def test_wal_is_stored_once(s3: Radosgw) -> None:
-    path = Repository(s3.store("bucket", "wal"), Codec()).path(PathName("c", "1", "00000000"))
-    name = "000000010000000000000003"
-    assert path.put_wal(name, b"w" * 1000) > 0
-    assert path.put_wal(name, b"w" * 1000) == 0, "the same content again is fine"
-    with pytest.raises(DifferentContent, match="conflict/"):
-        path.put_wal(name, b"v" * 1000)
-    assert path.get_wal(name) == b"w" * 1000
+    stores_wal_once(s3.store("bucket", "wal"))
 
 
 @pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}")

@@ -7,45 +7,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from backups.archiver import ArchiverProcess, Standing
 from backups.config import read_config
-from backups.facts import NodeFacts, archive_settings
+from backups.facts import archive_settings
 from backups.layout import HISTORY, PathName
-from backups.notes import Notes
 from backups.policy import RunHistory
 from backups.service import BackupService
 from backups.upkeep import audit
 from cluster.errors import CommandFailed
-from cluster.etcd import Etcd
-from cluster.model import Member, NodeId, NodeReport, Phase, ServerState, Snapshot, Spec, View, lone_rule
 from postgres.basebackup import server_facts
 from postgres.command import run
-from tests.support.archive import OWNER, new_server
-from tests.support.etcd import BIN as ETCD
-from tests.support.etcd import TestEtcd, start_etcd
-from tests.support.pgserver import BIN, PgServer
+from tests.support.archive import new_server
+from tests.support.backing import CODE, NEEDS, PATIENCE_S, alone, eventually, facts, notes, running, settings
+from tests.support.etcd import TestEtcd
+from tests.support.pgserver import PgServer
 
-pytestmark = [
-    pytest.mark.timeout(400),  # on a machine that is busy with other tests
-    pytest.mark.skipif(not (BIN / "postgres").exists(), reason=f"no PostgreSQL in {BIN}"),
-    pytest.mark.skipif(ETCD is None, reason="there is no etcd on this machine"),
-]
-N1 = NodeId("n1")
-PATIENCE_S = 90.0
-CODE = str(Path(__file__).resolve().parents[2])
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
-    made = start_etcd(tmp_path_factory.mktemp("etcd"))
-    yield made
-    made.stop()
+pytestmark = NEEDS
 
 
 @pytest.fixture
@@ -54,44 +35,6 @@ def server() -> Iterator[PgServer]:
     made.start()
     yield made
     made.remove()
-
-
-@asynccontextmanager
-async def notes(etcd: TestEtcd, cluster: str) -> AsyncIterator[Notes]:
-    client = Etcd(etcd.options())
-    try:
-        yield Notes(client, cluster)
-    finally:
-        await client.close()
-
-
-def facts(server: PgServer, cluster: str) -> NodeFacts:
-    user = "postgres" if OWNER else None
-    return NodeFacts(N1, cluster, server.root, server.data, server.sockets, server.port, user, str(BIN))
-
-
-def settings(server: PgServer, **more: str) -> dict[str, str]:
-    return {
-        "FLYPG_SNAPSHOT_URL": f"file://{server.root}/repository",
-        "FLYPG_SNAPSHOT_FIRST_AFTER_S": "0",
-        "FLYPG_SNAPSHOT_MIN_FREE_PERCENT": "0",
-        "FLYPG_SNAPSHOT_SHARED": "true",
-        **more,
-    }
-
-
-def alone(system_id: str, timeline: int = 1) -> Snapshot:
-    """A cluster of one open primary."""
-    view = View(1, Phase.OPEN, N1, timeline, (lone_rule(1, N1),), system_id=system_id)
-    report = NodeReport(Member(N1, "127.0.0.1"), "r", ServerState.PRIMARY)
-    return Snapshot(1, view, 1, Spec(), 1, {N1: report})
-
-
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
-        await asyncio.sleep(0.1)
 
 
 def test_a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer) -> None:
@@ -107,9 +50,7 @@ async def a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer
     server.sql("SELECT pg_reload_conf()")
     state = alone(server_facts(server.conninfo).system_id)
     async with notes(etcd, "first") as shared:
-        service = BackupService(config, here, shared, lambda: state)
-        task = asyncio.create_task(service.run())
-        try:
+        async with running(BackupService(config, here, shared, lambda: state)) as service:
             await eventually(lambda: service.status().history.verified_at is not None, f"{service.status()}")
             status = service.status()
             assert status.history.failures == 0
@@ -120,10 +61,6 @@ async def a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer
             await eventually(lambda: (w := service.status().wal) is not None and w.archived > 0, "WAL is archived")
             assert await shared.read_history() == service.status().history
             assert await shared.holder() == "", "the lease was given back"
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await service.stop()
         repository = config.repository()
         found = audit(repository.path(repository.paths("first")[-1].name), deep=True)
         assert not found.problems

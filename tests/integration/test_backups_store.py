@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +10,13 @@ import pytest
 
 from backups.codec import Codec
 from backups.directory import DirectoryStore
-from backups.errors import DifferentContent, ObjectMissing, RepositoryRefused, RepositoryUnavailable
+from backups.errors import ObjectMissing, RepositoryRefused, RepositoryUnavailable
 from backups.layout import PathName
 from backups.objects import FIRST_PAUSE_S, LONGEST_PAUSE_S, ObjectStore, S3Store
 from backups.repository import Repository
 from cluster.errors import StoredFormatError
 from tests.support.s3 import S3Service, s3_service
+from tests.support.storing import keeps_the_contract, lets_one_writer_win, lists_in_pages, stores_wal_once
 
 
 @pytest.fixture(scope="module")
@@ -35,43 +34,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 
 
 def test_the_contract(store: ObjectStore) -> None:
-    assert list(store.list("")) == []
-    assert store.put("a/1", b"one") is True
-    assert store.put("a/1", b"two") is False
-    assert store.get("a/1") == b"one"
-    assert store.put("a/1", b"three", if_absent=False) is True
-    assert store.get("a/1") == b"three"
-    store.put("a/2", b"")
-    store.put("ab/1", b"x" * 100_000)
-    assert [(o.key, o.size) for o in store.list("a/")] == [("a/1", 5), ("a/2", 0)]
-    assert [o.key for o in store.list("a")] == ["a/1", "a/2", "ab/1"]
-    assert all(o.modified > 1e9 for o in store.list(""))
-    store.delete(["a/1", "a/none"])
-    assert [o.key for o in store.list("a/")] == ["a/2"]
-    with pytest.raises(ObjectMissing, match="a/1"):
-        store.get("a/1")
-    assert "secret" not in store.describe()
+    keeps_the_contract(store)
 
 
 def test_of_many_writers_of_one_name_one_wins(store: ObjectStore) -> None:
-    for round_ in range(5):
-        barrier = threading.Barrier(6)
-
-        def write(number: int, key: str = f"race/{round_}", gate: threading.Barrier = barrier) -> bool:
-            gate.wait(10)
-            return store.put(key, str(number).encode())
-
-        with ThreadPoolExecutor(6) as pool:
-            won = list(pool.map(write, range(6)))
-        assert won.count(True) == 1
-        assert store.get(f"race/{round_}") == str(won.index(True)).encode()
+    lets_one_writer_win(store, rounds=5)
 
 
 def test_long_listings_come_in_pages(s3: S3Service) -> None:
-    store = S3Store(replace(s3.options("pages"), page=10))
-    for i in range(25):
-        store.put(f"k/{i:04d}", b"", if_absent=False)
-    assert [o.key for o in store.list("k/")] == [f"k/{i:04d}" for i in range(25)]
+    lists_in_pages(S3Store(replace(s3.options("pages"), page=10)), count=25)
     assert sum("GET /bucket" in seen for seen in s3.faults.seen) >= 3
 
 
@@ -164,15 +135,7 @@ def test_a_service_that_refuses_conditions_is_found_out(s3: S3Service) -> None:
 
 
 def test_wal_is_stored_once(store: ObjectStore) -> None:
-    path = Repository(store, Codec()).path(PathName("c", "1", "00000000"))
-    name = "000000010000000000000003"
-    assert path.put_wal(name, b"w" * 1000) > 0
-    assert path.put_wal(name, b"w" * 1000) == 0, "the same content again is fine"
-    with pytest.raises(DifferentContent, match="conflict/"):
-        path.put_wal(name, b"v" * 1000)
-    assert path.get_wal(name) == b"w" * 1000
-    assert len(list(path.stored("conflict/"))) == 1, "what was refused is kept for whoever looks into it"
-    assert list(path.wal_names(1)) == [name]
+    stores_wal_once(store)
 
 
 def test_a_repository_of_another_format_is_refused(store: ObjectStore) -> None:

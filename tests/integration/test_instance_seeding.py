@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from postgres.basebackup import server_facts
 from postgres.instance import Job, Run
 from postgres.process import processes_of
 from tests.support.etcd import BIN as ETCD
-from tests.support.etcd import TestEtcd, start_etcd
+from tests.support.etcd import TestEtcd
 from tests.support.postgres import Node, Servers, binaries_missing, servers
 
 pytestmark = [
@@ -31,13 +31,6 @@ pytestmark = [
     pytest.mark.skipif(ETCD is None, reason="there is no etcd on this machine"),
 ]
 ROWS = "SELECT string_agg(stage, ',' ORDER BY stage) FROM story"
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
-    made = start_etcd(tmp_path_factory.mktemp("etcd"))
-    yield made
-    made.stop()
 
 
 @dataclass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.support.local import ARCHIVING, ROWS, Local, archived, cluster, needs_programs, write
+from tests.support.local import ARCHIVING, PATIENCE_S, ROWS, Local, archived, cluster, needs_programs, write
 
 pytestmark = [needs_programs, pytest.mark.timeout(600)]
 
@@ -64,3 +65,39 @@ def test_a_lost_standby_comes_from_the_repository_across_a_failover(local: Local
     local.ok("switchover", "--to", lost)
     assert local.healthy()["primary"] == lost
     assert local.query(ROWS) == "one,two,three,four", "it has all that was written, from three places"
+
+
+def test_an_agent_that_is_killed_in_the_middle_of_it_begins_anew(local: Local) -> None:
+    """The server that replayed for it is ended by the next agent; `cluster` sees that no process is left."""
+    lost = standby(local)
+    fresh = local.root / lost / "pgdata.copying"
+    with without_data(local, lost):
+        pass
+    until = time.monotonic() + PATIENCE_S
+    while not (fresh / "PG_VERSION").exists():
+        assert time.monotonic() < until, local.last_words()
+        time.sleep(0.02)
+    local.ok("local", "node", "kill", lost)
+    local.ok("local", "node", "start", lost)
+    local.healthy()
+    assert not fresh.exists()
+    assert "not seeded" not in logged(local, lost, "seeded")[-1]
+
+
+def test_a_repository_that_is_away_costs_a_copy_of_the_primary(local: Local) -> None:
+    """The last test here: what is archived meanwhile goes with the repository that takes the place."""
+    lost = standby(local)
+    repository = local.root / "snapshots"
+    repository.rename(repository.with_name("aside"))
+    try:
+        local.ok("node", "reclone", lost, "--yes", "--wait", "200")
+        local.healthy()
+    finally:
+        shutil.rmtree(repository, ignore_errors=True)  # the archiver has begun one
+        repository.with_name("aside").rename(repository)
+    said = logged(local, lost, "seeded")[-1]
+    assert "not seeded" in said and ("snapshot" in said or "repository" in said), said
+    write(local, "five")
+    local.ok("switchover", "--to", lost)
+    local.healthy()
+    assert local.query(ROWS) == "one,two,three,four,five"
