@@ -31,6 +31,7 @@ from cluster.model import Ports
 
 PREFIX = "fpd"
 OWNER = "owner"  # file in a testbed's directory: pid of who made it, its start, its pid namespace
+DRILLED = ("pool_mode=transaction",)  # in session mode a client that stays connected loses its session once
 ROUNDS = 10  # of stopping what a testbed has left behind
 
 

@@ -18,7 +18,7 @@ from chaos.report import as_dict, to_html
 from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import TestbedError
-from chaos.testbed import Plan, Testbed
+from chaos.testbed import DRILLED, Plan, Testbed
 from flypg.commands.drill import about, ended_in_order
 from flypg.parsing import nearest
 from flypg.progress import Progress
@@ -97,9 +97,11 @@ def _plans(drills: list[Drill], nodes: int, *, namespaces: bool) -> list[tuple[P
     """Two kinds of clusters: small volumes where a drill needs them, cables that can be cut for the rest."""
     small = [d for d in drills if d.needs.wal_mb or d.needs.data_mb]
     rest = [d for d in drills if d not in small and (namespaces or not d.needs.namespaces)]
-    plans = [(Plan(nodes=nodes, etcd=3, namespaces=namespaces), rest)] if rest else []
+    plans = [(Plan(nodes=nodes, etcd=3, namespaces=namespaces, spec=DRILLED), rest)] if rest else []
     for drill in small if os.geteuid() == 0 else []:
-        plans.append((Plan(nodes=nodes, etcd=3, wal_mb=drill.needs.wal_mb, data_mb=drill.needs.data_mb), [drill]))
+        needs = drill.needs
+        plan = Plan(nodes=nodes, etcd=3, wal_mb=needs.wal_mb, data_mb=needs.data_mb, spec=DRILLED)
+        plans.append((plan, [drill]))
     return plans
 
 

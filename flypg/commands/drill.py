@@ -21,7 +21,7 @@ from chaos.report import as_dict, seconds, to_html, to_json, to_junit
 from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import Target, TestbedError
-from chaos.testbed import Plan, Testbed
+from chaos.testbed import DRILLED, Plan, Testbed
 from chaos.volumes import throttling
 from flypg import local
 from flypg.drill_target import LocalCluster
@@ -142,7 +142,7 @@ def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Itera
         data_mb=needs.data_mb,
         disk_mb=needs.disk_mb,
         clocks=needs.clocks,
-        spec=("pool_mode=transaction",),  # in session mode a client that stays connected loses its session once
+        spec=DRILLED,
     )
     with Testbed(plan, progress.now) as bed:
         yield bed

@@ -7,7 +7,7 @@ import argparse
 from chaos.netns import NetworkError, available
 from chaos.soak import soak
 from chaos.target import TestbedError
-from chaos.testbed import Plan, Testbed
+from chaos.testbed import DRILLED, Plan, Testbed
 from flypg.commands.drill import ended_in_order, summary, write
 from flypg.progress import Progress
 from flypg.reply import BadInput, Reply
@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> Reply:
     problem = ""
     with ended_in_order():
         try:
-            with Testbed(Plan(nodes=args.nodes, etcd=3, namespaces=args.namespaces), progress.now) as bed:
+            plan = Plan(nodes=args.nodes, etcd=3, namespaces=args.namespaces, spec=DRILLED)
+            with Testbed(plan, progress.now) as bed:
                 results.append(soak(bed, seed=args.seed, minutes=args.minutes, say=progress.done))
         except (TestbedError, NetworkError) as error:
             problem = str(error)
