@@ -32,6 +32,7 @@ REMARK = "made by flypg drill, which removes it"
 OF_THE_SERVER = ("postgres", "template0", "template1", DATABASE)
 ELSEWHERE = {"kill-standby": "kill-node", "freeze-standby": "freeze-node", "restart-agent": "kill-agent"}
 SQL_S = 30.0
+POOLED_S = 75.0  # a primary's agent looks for new databases once a minute
 SPARE_S = 10.0
 _NOWHERE = Path("/nonexistent")  # where a node keeps its files is its own business
 
@@ -177,9 +178,10 @@ class LiveCluster(Target):
 
     def _wait_pooled(self) -> None:
         """The pooler lets nobody into a new database before the primary's agent has been there."""
+        self._say("waiting: the pooler lets clients into a new database within a minute")
         wire = self._wire(DATABASE)
         try:
-            until = time.monotonic() + SQL_S
+            until = time.monotonic() + POOLED_S
             while wire.execute(POOLED, timeout_s=SQL_S)[0][0] != "t" and time.monotonic() < until:
                 time.sleep(0.2)
         finally:
