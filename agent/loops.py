@@ -21,6 +21,7 @@ SOONEST_GROWTH = 1.25
 TICK_S = 1.0
 LOOKED_S = 1.5  # an idle keeper looks more often
 SENTINEL_TICK_S = 0.5
+SENTINEL_FOUNDING_S = 0.1  # somebody waits for a new cluster
 SENTINEL_CALM_S = 3.0  # while only a change in etcd can matter, and that wakes it
 PAUSE_S = 0.25  # after an error, growing …
 PAUSE_MAX_S = 2.0  # … up to this
@@ -88,7 +89,8 @@ async def sentinel_loop(sentinel: Sentinel, wake: Wake, log: logging.Logger) -> 
         if again:
             await asyncio.sleep(0)
             continue
-        await wake.wait(SENTINEL_CALM_S if sentinel.calm else SENTINEL_TICK_S)
+        busy_s = SENTINEL_FOUNDING_S if sentinel.founding else SENTINEL_TICK_S
+        await wake.wait(SENTINEL_CALM_S if sentinel.calm else busy_s)
 
 
 async def lease_loop(keeper: Keeper, every_s: float, log: logging.Logger) -> Never:

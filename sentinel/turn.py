@@ -15,6 +15,7 @@ from sentinel.observe import Observations, observe
 HOME_DELAY_S = 1.0  # on the primary's node a sentinel lets the others be first
 RESIGNED_S = 10.0
 GAP_S = 5.0  # an idle sentinel that does not lead looks more often
+FOUNDING_S = 5.0  # a new leader looks very often for so long while there is no cluster
 SETTLED_S = 15.0  # a new leader looks often for so long
 
 
@@ -33,11 +34,12 @@ class Sentinel:
         self._stand_back_until = 0.0
         self._looked_on: Observations | None = None  # what was seen while another one led
         self._looked_at = float("-inf")
+        self.founding = False  # does this leader wait a moment before it founds a cluster?
         self.calm = False  # did the last turn find nothing that time alone could change?
 
     async def turn(self, snap: Snapshot | None = None) -> bool:
         """Read (or take what was just read), lead if nobody does, decide, act. True: something changed, look again."""
-        self.calm = False
+        self.calm = self.founding = False
         snap = snap if snap is not None else await self._store.read()
         if not await self._lead(snap):
             self._seen = None
@@ -49,6 +51,7 @@ class Sentinel:
             self._seen, self._looked_on = self._look_on(snap).inherited(now), None
         self._seen = observe(self._seen, snap, now)
         decision = decide(snap, self._seen, now)
+        self.founding = snap.view is None and now - self._seen.since < FOUNDING_S
         self._journal(decision)
         settled = now - self._seen.since > SETTLED_S
         self.calm = settled and decision.action is None and self._seen.calm(snap)
