@@ -21,6 +21,10 @@ BASE = "debian:bookworm-slim"
 SUITE = "bookworm"
 BUILD_S = 3600
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+EMPTY = {  # what iptables-save does not say of a table that was never used
+    b"filter": b"*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n",
+    b"nat": b"*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n",
+}
 # Predefined build arguments: they are in no layer and no history.
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -95,7 +99,8 @@ class Engine:
                 self._daemon.wait(10)
         if self._daemon is not None:
             if self._firewall is not None:
-                subprocess.run(["iptables-restore"], input=self._firewall, timeout=30, check=False)
+                unused = b"".join(rules for name, rules in EMPTY.items() if b"*%s\n" % name not in self._firewall)
+                subprocess.run(["iptables-restore"], input=unused + self._firewall, timeout=30, check=False)
             FORWARDING.write_text(self._forwarded)
         self._daemon = None
         if self._home is not None:
