@@ -13,10 +13,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from chaos.testbed import Plan
+from chaos.testbed import Plan, Testbed
 from cluster.errors import InstanceError
 from postgres import adoption
 from postgres.config import InstanceConfig, Passwords
+from tests.support.certificates import authority
 from tests.support.drills import testbed
 from tests.support.pgserver import BIN, PgServer
 
@@ -81,6 +82,29 @@ def as_stolon_left_it(server: PgServer) -> None:
             os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
 
 
+def with_tls_of_its_own(server: PgServer) -> None:
+    """What the cluster's authority has to take the place of."""
+    pair = authority(server.root).pair("of-old")
+    for name, file in (("server.crt", pair.certificate), ("server.key", pair.key)):
+        path = server.data / name
+        path.write_bytes(file.read_bytes())
+        path.chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(path, "postgres", "postgres")
+    server.sql("ALTER SYSTEM SET ssl = on")
+    server.configure(ssl_ciphers="ECDHE+AESGCM", ssl_min_protocol_version="TLSv1.3")
+
+
+def verified(bed: Testbed, root: Path) -> None:
+    """Every port shows a certificate of the cluster's authority."""
+    for node in bed.nodes.values():
+        ports = node.ports
+        for port in (ports.proxy, ports.postgres, ports.read, ports.pooler):
+            dsn = psycopg.conninfo.make_conninfo(node.conninfo(port), sslmode="verify-full", sslrootcert=str(root))
+            with psycopg.connect(dsn, connect_timeout=20) as connection:
+                assert connection.pgconn.ssl_in_use, f"{node.name}:{port}"
+
+
 @pytest.mark.parametrize("kind", ["stolon", "plain"])
 def test_a_cluster_begins_with_the_data_it_is_given(volume: PgServer, kind: str) -> None:
     if kind == "stolon":
@@ -88,6 +112,7 @@ def test_a_cluster_begins_with_the_data_it_is_given(volume: PgServer, kind: str)
         as_stolon_left_it(volume)
     else:
         filled(volume, "alice", log_min_duration_statement="1234")
+        with_tls_of_its_own(volume)
         volume.stop(signal.SIGINT)
     waiting = {"FLYPG_RESTORED_FROM": "vol_1"}  # whoever comes first without data founds nothing
     plan = Plan(
@@ -112,9 +137,13 @@ def test_a_cluster_begins_with_the_data_it_is_given(volume: PgServer, kind: str)
         old = psycopg.conninfo.make_conninfo(node.through_proxy, user="veteran", password="of old")
         with psycopg.connect(old) as connection:
             assert connection.execute("SELECT max(id) FROM kept").fetchone() == (1001,), "old passwords are good"
+        root = bed.directory / "root.crt"
+        root.write_text(bed.flypg("tls", "ca").stdout)
+        verified(bed, root)
         # it is an ordinary cluster now: another node takes over with everything
         bed.flypg("switchover", "--to", "n2")
         bed.wait_healthy()
+        verified(bed, root)
         with psycopg.connect(bed.nodes["n1"].through_proxy) as connection:
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (1001,)
 
