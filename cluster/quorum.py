@@ -5,6 +5,12 @@ not to answer it any more, at most k - 1 are left: it can never acknowledge agai
 a commit meet those n - k + 1 in at least one node, so the furthest promised node has every acknowledged commit
 (docs/protocol.md). A promise of the primary itself is worth as much: it has stopped, and nobody has more of its WAL
 than it has.
+
+A node is chosen for a term when the promises given for it satisfy every rule of the terms before; then it has all that
+was ever acknowledged under those, and nobody can acknowledge anything under them any more. Only that node begins the
+timeline of its term. So a promise that stands on this timeline says all that again, should the term be lost before it
+was open, and only the rules of that term and of later ones are left to satisfy. Otherwise a failover would need the
+promises of nodes that were rewound or copied afresh, from the very node that has everything.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from cluster.model import NodeId, NodeReport, Phase, Rule, ServerState, View
+from cluster.model import NodeId, NodeReport, Phase, Promise, Rule, ServerState, View
 
 
 def needed(rule: Rule) -> int:
@@ -48,6 +54,21 @@ def missing(rules: Iterable[Rule], promised: Set[NodeId]) -> Missing | None:
         if not satisfied(rule, promised):
             return Missing(rule, needed(rule) - len(rule.voters & promised), rule.voters - promised)
     return None
+
+
+def binding(view: View, promises: Iterable[Promise]) -> tuple[Rule, ...]:
+    """The rules that a successor must still satisfy when `promises` were given: those of the newest term on whose
+    timeline one of them stands, and of later terms.
+
+    A term that has a lone rule does not speak for earlier ones: with durability async nobody counted when it was given.
+    """
+    positions = [promise.position for promise in promises]
+    for branch in reversed(view.branches):
+        own = [rule for rule in view.rules if rule.term == branch.term]
+        reached = any(p.timeline == branch.timeline and p.lsn >= branch.fork for p in positions)
+        if own and reached and not any(rule.lone for rule in own):
+            return tuple(rule for rule in view.rules if rule.term >= branch.term)
+    return view.rules
 
 
 def barrier_passed(view: View, report: NodeReport | None) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cluster.lineage import on_line
 from cluster.model import Durability, Fetch, Member, NodeId, Promise, Rule, ServerState, Snapshot, Spec, View, lone_rule
-from cluster.quorum import missing
+from cluster.quorum import binding, missing
 
 ALIVE = (ServerState.STANDBY, ServerState.PRIMARY, ServerState.STARTING, ServerState.STOPPED, ServerState.CRASHED)
 
@@ -67,9 +67,9 @@ def choose(
     promises = standing_promises(view, snap)
     present = {n: p for n, p in promises.items() if n in snap.reports and snap.reports[n].state in ALIVE}
     counted = present
-    lacking = missing(view.rules, set(present))
+    lacking = missing(binding(view, present.values()), set(present))
     if lacking is not None:
-        if missing(view.rules, set(promises)) is not None:
+        if missing(binding(view, promises.values()), set(promises)) is not None:
             return NotYet(f"term {view.term}: {lacking}")
         counted = promises
     if not present:

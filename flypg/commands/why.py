@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.model import Branch, Event, Promise, Snapshot, View, format_lsn
-from cluster.quorum import missing, needed
+from cluster.quorum import binding, missing, needed
 from cluster.store import OperatorStore
 from flypg.commands.status import terminal_style
 from flypg.reply import BadInput, Reply, done
@@ -64,14 +64,14 @@ def term_lines(snapshot: Snapshot, view: View, term: int) -> list[str]:
 
 def _rule_lines(snapshot: Snapshot, view: View) -> list[str]:
     """The rules in force, and what a failover would need of each."""
-    promised = frozenset(p.node for p in promises_of(snapshot, view.term))
+    promises = promises_of(snapshot, view.term)
     lines = []
     for rule in view.rules:
         if rule.lone:
             lines.append(f"  rule      {rule}: no failover without {rule.primary} itself")
         else:
             lines.append(f"  rule      {rule}: to replace it, {needed(rule)} of them must promise")
-    lacking = missing(view.rules, promised)
+    lacking = missing(binding(view, promises), {p.node for p in promises})
     if view.primary is None and lacking is not None:
         lines.append(f"  missing   {lacking}")
     return lines

@@ -145,6 +145,15 @@ def ignores_unopened() -> list[Patch]:
     return [(sentinel.decide, "promote", promote), (sentinel.switchover, "promote", promote)]
 
 
+def believes_the_chosen() -> list[Patch]:
+    """The newest term speaks for those before it, though nobody who has promised stands on its timeline."""
+
+    def binding(view: View, promises: Any) -> tuple[Rule, ...]:
+        return tuple(rule for rule in view.rules if rule.term == view.rules[-1].term)
+
+    return [(sentinel.candidates, "binding", binding)]
+
+
 def reuses_timeline() -> list[Patch]:
     original = sentinel.decide.promote
 

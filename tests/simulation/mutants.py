@@ -136,6 +136,13 @@ MUTANTS: tuple[Mutant, ...] = (
         size=3,
         spec=Spec(),
     ),
+    Mutant(
+        "who was chosen speaks for the terms before, even where nobody has what it had",
+        bugs.believes_the_chosen,
+        scenes=LOST_PROMOTING,
+        size=3,
+        spec=Spec(),
+    ),
     Mutant("a timeline is used twice", bugs.reuses_timeline),
     Mutant("PostgreSQL chooses the timeline", bugs.no_stubs),
     Mutant("the view is written without comparing", bugs.stale_leader, scenes=SLEEPING_LEADER, size=3, spec=Spec()),

@@ -106,6 +106,14 @@ ALONE = (lone_rule(TERM, A),)
 ASYNC = Spec(durability=Durability.ASYNC)
 BACK = replace(rule(), serial=2)  # the rule that was in force before, and is to be again
 JOINT = (rule(), rule(voters="b"))
+GONE = standby(C, state=ServerState.ABSENT, following=None, streaming=False)  # its data was given up for a copy
+
+
+def lost_unopened(own: Rule | None = None) -> View:
+    """b was chosen for term 6 under `own` (ANY 1 (a, c)), on timeline 4 from 900 on, and lost before it was open."""
+    chosen = promoting(rules=(rule(), own or rule(B, "ac", term=NEXT)))
+    return replace(chosen, term=NEXT + 1, phase=Phase.REVOKING, primary=None, deposed=B, cause="b died")
+
 
 STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
     # evidence
@@ -258,6 +266,42 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
         snap(
             revoking(rules=(rule(), rule(D, "c", term=TERM))), standby(A), standby(B), promise(A, 900), promise(B, 900)
         ),
+        9,
+        waits,
+    ),
+    (
+        "who was chosen for a term that never opened has all: nobody else need promise for the terms before",
+        snap(lost_unopened(), standby(A), standby(B), GONE, promise(B, 950, 7, 4)),
+        0,
+        promotes("b", "", 5),
+    ),
+    (
+        "and so has who received from it, if the rule of that term is met",
+        snap(lost_unopened(rule(B, "c", term=NEXT)), standby(A), standby(C), promise(C, 950, 7, 4)),
+        0,
+        promotes("c", "", 5),
+    ),
+    (
+        "but not if others may have confirmed what it lacks",
+        snap(lost_unopened(), standby(A), standby(C), promise(C, 950, 7, 4)),
+        9,
+        waits,
+    ),
+    (
+        "who was chosen but never wrote on its timeline proves nothing",
+        snap(lost_unopened(), standby(A), standby(B), GONE, promise(B, 900, 7, 3)),
+        9,
+        waits,
+    ),
+    (
+        "nor does who stands before the beginning of that timeline",
+        snap(lost_unopened(), standby(A), standby(B), GONE, promise(B, 890, 7, 4)),
+        9,
+        waits,
+    ),
+    (
+        "a term with a lone rule does not speak for those before: it may have been async",
+        snap(lost_unopened(lone_rule(NEXT, B)), standby(A), standby(B), GONE, promise(B, 950, 7, 4)),
         9,
         waits,
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
-from cluster.model import NodeId, Rule, lone_rule
-from cluster.quorum import missing, needed, satisfied
+from cluster.model import Branch, NodeId, Promise, Rule, lone_rule
+from cluster.quorum import binding, missing, needed, satisfied
+from tests.unit import stories
 
 P, A, B, C, D = (NodeId(name) for name in "pabcd")
 
@@ -76,3 +78,18 @@ def test_a_lone_rule_needs_more_than_there_are() -> None:
 
 def test_no_rule_in_force_asks_for_nothing() -> None:
     assert missing([], set()) is None
+
+
+def test_of_several_terms_that_never_opened_the_newest_that_was_reached_speaks() -> None:
+    first, second, third = rule(1, A, B), replace(rule(1, P, B), term=2, primary=A), replace(rule(1, P, A), term=3)
+    branches = tuple(Branch(term, term, P, term - 1, 100) for term in (1, 2, 3))
+    view = stories.view(term=4, rules=(first, second, third), branches=branches)
+
+    def left(*promises: Promise) -> tuple[Rule, ...]:
+        return binding(view, promises)
+
+    assert left() == view.rules
+    assert left(stories.promise(A, 500, timeline=1)) == view.rules
+    assert left(stories.promise(A, 100, timeline=2)) == (second, third)
+    assert left(stories.promise(A, 500, timeline=2), stories.promise(B, 120, timeline=3)) == (third,)
+    assert left(stories.promise(A, 500, timeline=2), stories.promise(B, 90, timeline=3)) == (second, third)
