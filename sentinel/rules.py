@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.model import Answer, Durability, NodeId, NodeReport, Phase, Rule, ServerState, Snapshot, View
+from cluster.quorum import missing
 from sentinel.actions import Decision, PutView, wait
 from sentinel.candidates import may_vote, rule_for
 from sentinel.observe import Observations
@@ -24,6 +25,10 @@ def adjust(view: View, snap: Snapshot, seen: Observations, now: float) -> Decisi
     if report is None or report.term != view.term or report.state is not ServerState.PRIMARY:
         return wait(f"the keeper of {view.primary} says nothing of term {view.term} yet: its rule stays")
     newest = view.rules[-1]
+    cut_off = {n for n in newest.voters if _cut_off(snap.reports.get(n))}
+    if report.restarting and missing(view.rules, cut_off) is None:
+        # It may not come back, and they can take over then; not if it were to be alone, though it never ran that rule.
+        return wait(f"{view.primary} is restarting and its voters do not reach it: its rule stays")
     wanted = desired(view, snap, seen, now)
     if not wanted.same(newest) and len(view.rules) < MOST_RULES:
         wanted = replace(wanted, serial=newest.serial + 1)
@@ -68,9 +73,14 @@ def desired(view: View, snap: Snapshot, seen: Observations, now: float) -> Rule:
 
 
 def _patience(report: NodeReport | None, shrink_after_s: float) -> float:
-    if report is not None and report.verdict is not None and report.verdict.answer in (Answer.SILENT, Answer.REFUSED):
-        return shrink_after_s + GRACE_S
-    return shrink_after_s
+    return shrink_after_s + (GRACE_S if _cut_off(report) else 0.0)
+
+
+def _cut_off(report: NodeReport | None) -> bool:
+    """Does this node say that it cannot reach the primary?"""
+    return (
+        report is not None and report.verdict is not None and report.verdict.answer in (Answer.SILENT, Answer.REFUSED)
+    )
 
 
 def _well(report: NodeReport | None, view: View) -> bool:

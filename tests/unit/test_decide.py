@@ -387,6 +387,29 @@ STORIES: list[tuple[str, Snapshot, float, Callable[[Decision], bool]]] = [
     ),
     ("both standbys gone: alone, jointly", snap(view(), primary(standbys=())), 3, rules(rule(), lone_rule(TERM, A))),
     (
+        "a restarting primary that nobody reaches may be lost: no rule is made that it may never run",
+        snap(
+            view(),
+            primary(standbys=(), restarting=True),
+            lost(B, Answer.REFUSED),
+            lost(C, Answer.SILENT),
+        ),
+        9,
+        waits,
+    ),
+    (
+        "unless those who do not reach it could not take over",
+        snap(view(), primary(standbys=(), restarting=True), lost(B, Answer.REFUSED)),
+        9,
+        rules(rule(), lone_rule(TERM, A)),
+    ),
+    (
+        "back from its restart it may have to be alone, or its barrier never passes",
+        snap(view(), primary(standbys=(), restarting=True, barrier_term=0, applied=None)),
+        9,
+        rules(rule(), lone_rule(TERM, A)),
+    ),
+    (
         "strict: never fewer than k",
         snap(view(), primary(standbys=()), spec=Spec(durability=Durability.STRICT)),
         60,
