@@ -89,6 +89,7 @@ class Server:
         self.oldest = 0  # records before this one were removed: nobody can stream them from here
         self.min_recovery = 0  # records it must reach before it is consistent
         self.control_state = "shut down"
+        self.recovers = False  # this start was one after a crash
         self.fresh_copy = False
         self.conninfo: Upstream | None = None
         self.conf: Names = NOBODYS
@@ -187,6 +188,7 @@ class Server:
         self.acting_term = acting_term
         while self.files and max(self.files) > self.timeline:  # stubs of a promotion that never was
             self.files.discard(max(self.files))
+        self.recovers = self.control_state != "shut down"
         self.control_state = "in archive recovery" if recovery else "in production"
         self.fresh_copy = False
         slow = 1.5 if world.chance(0.1) else 0.15
@@ -205,6 +207,8 @@ class Server:
         self.world.say(self.node, f"up as {'standby' if self.recovery else 'PRIMARY'} at {self.position}")
         if not self.recovery:
             self.ledger.promoted(self)
+            if self.recovers:  # crash recovery ends with a checkpoint: the control file shows the timeline
+                self.checkpoint()
         self.ledger.wake(self.node)
 
     def halt(self, *, asked: bool, silent: bool = False, state: str = "") -> None:

@@ -265,6 +265,22 @@ def test_rewinding_before_the_new_primarys_checkpoint_does_nothing() -> None:
     assert lab.a.wal == before
 
 
+def test_crash_recovery_as_primary_ends_with_a_checkpoint() -> None:
+    """As PostgreSQL 15 does: who crashed between promotion and checkpoint shows the new timeline when it is back."""
+    lab = Lab(B)
+    server = lab.standbys[0]
+    server.promote(2)
+    while server.recovery:
+        lab.pass_s(0.01)
+    server.halt(asked=False)
+    control = server.control()
+    assert control is not None and control.timeline == 1
+    server.start(recovery=False, names=EMPTY, upstream=None, acting_term=2)
+    lab.pass_s(2.0)
+    control = server.control()
+    assert control is not None and control.timeline == 2
+
+
 def test_a_late_acknowledgement_arrives_after_the_cut() -> None:
     lab = Lab(B)
     record = lab.write()
