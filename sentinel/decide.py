@@ -236,6 +236,13 @@ def _open(view: View, snap: Snapshot, seen: Observations, now: float) -> Decisio
 def _lost(view: View, snap: Snapshot, seen: Observations, found_out: Evidence, now: float) -> Decision:
     """The primary is lost: open a new term if somebody can take over."""
     if not _can_fail_over(view, snap):
+        if (changed := _members(view, snap)) is not None:  # an operator may have lifted a tag
+            return changed
+        for request in snap.requests if view.handover is None else ():
+            if request.kind is RequestKind.FAILOVER and not request.outcome:
+                answered = answer(view, snap, request)
+                assert answered is not None, "a failover is the sentinel's to answer"
+                return answered
         there = {m.node for m in view.members if m.node in snap.reports and m.node != view.primary}
         lacking = missing(view.rules, there) or "no node is there that may be primary"
         return wait(f"{found_out.why}, but nobody can take over: {lacking}")

@@ -566,6 +566,32 @@ def test_decide(story: str, seen: Snapshot, seconds: float, expected: Callable[[
     assert expected(decision), f"{decision.action}\n{decision.why}"
 
 
+LONELY = view(rules=ALONE)
+LOSSES = {
+    "its keeper says so": (DEAD, standby(B), standby(C)),
+    "its machine is gone": (lost(B, Answer.SILENT), lost(C, Answer.SILENT)),
+    "nothing listens there": (lost(B, Answer.REFUSED), lost(C, Answer.REFUSED)),
+}
+
+
+@pytest.mark.parametrize("said", LOSSES.values(), ids=LOSSES)
+def test_a_lost_primary_that_was_alone_is_given_up_on_an_operators_word(said: tuple[Any, ...]) -> None:
+    accepts = Request("r2", RequestKind.FAILOVER, None, "ann", accept_data_loss=True)
+    assert waits(after(snap(LONELY, *said), 9))
+    assert refused(after(snap(LONELY, *said, replace(accepts, accept_data_loss=False)), 9))
+    opened = new_view(after(snap(LONELY, *said, accepts), 9))
+    assert (opened.phase, opened.rules, opened.deposed) == (Phase.REVOKING, (), A)
+
+
+def test_a_tag_that_is_lifted_while_the_primary_is_lost_lets_a_standby_take_over() -> None:
+    tagged = view(rules=(rule(voters="c"),), members=(member(A), member(B), member(C, nofailover=True)))
+    off = standby(B, state=ServerState.STOPPED, following=None, streaming=False)
+    assert waits(after(snap(tagged, DEAD, off, standby(C, member=member(C, nofailover=True))), 9))
+    taken_in = new_view(after(snap(tagged, DEAD, off, standby(C)), 9))
+    assert taken_in.member(C) == member(C)
+    assert revokes(after(snap(taken_in, DEAD, off, standby(C)), 9))
+
+
 def test_accepting_data_loss_drops_the_rules_and_collects_promises() -> None:
     request = Request("r2", RequestKind.FAILOVER, None, "ann", accept_data_loss=True)
     lonely = view(rules=ALONE)
