@@ -155,7 +155,8 @@ def _handing_over(view: View, local: Local) -> bool:
 
 def _may_be_remade(snap: Snapshot, view: View, me: NodeId) -> bool:
     """May this node's data be given up for that of the primary? Not before the term is open, lest a failover needs it;
-    unless the new primary waits for just this node (durability strict): then its term could never be opened."""
+    unless the new primary may wait for this node, as a voter: then its term might never be opened. (Where several voters
+    are off the line at once, all of them may be remade then, though one would do.)"""
     if view.phase is Phase.OPEN:
         return True
     source = snap.reports.get(view.primary) if view.primary else None
@@ -183,9 +184,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")
         return Plan(None, f"a copy begins when term {view.term} is open")
     if local.wal_lost and _may_be_remade(snap, view, local.me):
-        again = inst.job is not None and bool(
-            inst.job.seeded
-        )  # then the repository has led to nothing, and would again
+        again = inst.job is not None and bool(inst.job.seeded)  # the repository led to nothing, and would again
         why = f"{upstream.node} has not got the WAL any more that this node needs: copy afresh"
         return Plan(Copy(upstream, seed=not again), why)
     if control is not None and control.clean_primary:
