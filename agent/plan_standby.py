@@ -155,8 +155,8 @@ def _handing_over(view: View, local: Local) -> bool:
 
 def _may_be_remade(snap: Snapshot, view: View, me: NodeId) -> bool:
     """May this node's data be given up for that of the primary? Not before the term is open, lest a failover needs it;
-    unless the new primary may wait for this node, as a voter: then its term might never be opened. (Where several voters
-    are off the line at once, all of them may be remade then, though one would do.)"""
+    unless the new primary may wait for this node, as a voter: then its term might never be opened. Where several voters
+    are off the line at once, all of them may be remade, though one would do."""
     if view.phase is Phase.OPEN:
         return True
     source = snap.reports.get(view.primary) if view.primary else None
