@@ -19,7 +19,9 @@ from backups.wal import WalOptions
 from cluster import values as read
 from cluster.errors import SettingsError
 from cluster.settings import Settings
+from postgres.defaults import SMALL_MB
 from postgres.files import size_bytes
+from postgres.server_files import machine_memory_mb
 
 FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", "S3_ARCHIVE_CONFIG")
 CRON = re.compile(r"\S+(\s+\S+){4}\Z")
@@ -67,8 +69,13 @@ class BackupConfig:
         return repository
 
 
-def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
-    """The settings in `values` (environment over file). Raises SettingsError, which names the key."""
+def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None = None) -> BackupConfig:
+    """The settings in `values` (environment over file). Raises SettingsError, which names the key.
+
+    `memory_mb`: what the node has, None: what this machine or its cgroup has. A small node does less at once.
+    """
+    small = (memory_mb if memory_mb is not None else machine_memory_mb()) < SMALL_MB
+    part_bytes = (2 if small else 8) << 20
     url = values.get("FLYPG_SNAPSHOT_URL", "")
     given = bool(url or values.get(FLEX_KEY))
     s3 = _s3(values, url)
@@ -96,8 +103,10 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
             at_least=read.integer(values, "FLYPG_SNAPSHOT_KEEP_MIN", 2, at_least=1, at_most=1000),
         ),
         options=SnapshotOptions(
-            part_bytes=read.size(values, "FLYPG_SNAPSHOT_PART_SIZE", 8 << 20, at_least=1 << 20, at_most=1 << 30),
-            uploaders=read.integer(values, "FLYPG_SNAPSHOT_UPLOADS", 2, at_least=1, at_most=64),
+            part_bytes=read.size(
+                values, "FLYPG_SNAPSHOT_PART_SIZE", (2 if small else 8) << 20, at_least=1 << 20, at_most=1 << 30
+            ),
+            uploaders=read.integer(values, "FLYPG_SNAPSHOT_UPLOADS", 1 if small else 2, at_least=1, at_most=64),
             max_rate_kib=read.size(values, "FLYPG_SNAPSHOT_MAX_RATE", 0, at_least=0) >> 10,
         ),
         level=read.integer(values, "FLYPG_SNAPSHOT_LEVEL", 1, at_least=1, at_most=19),
@@ -107,7 +116,7 @@ def read_config(values: Mapping[str, str], data_dir: Path) -> BackupConfig:
         archive=bool(url or s3) and read.flag(values, "FLYPG_WAL_ARCHIVE", given),
         archive_timeout_s=int(read.seconds(values, "FLYPG_WAL_TIMEOUT_S", 60, at_least=0, at_most=86400)),
         wal=WalOptions(
-            workers=read.integer(values, "FLYPG_WAL_WORKERS", 4, at_least=1, at_most=64),
+            workers=read.integer(values, "FLYPG_WAL_WORKERS", 1 if small else 4, at_least=1, at_most=64),
             queue_limit_bytes=read.size(values, "FLYPG_WAL_QUEUE_LIMIT", 1 << 30, at_least=0),
             drop_past_limit=full == "drop",
         ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from postgres.command import account
 TELL_EVERY_S = 2.0
 ALONE_S = 1.0  # how soon work ends without the agent that ordered it
 READS = ("restore", "seed")  # work that must not begin a path
+FIRST_TO_GO = "500"  # of 1000, see proc(5)
 ORPHAN_S = 120.0  # an archiver that its agent has not spoken to for so long ends itself
 
 
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pg-wal", type=FilePath)
     parser.add_argument("--socket", type=FilePath)
     args = parser.parse_args(argv)
+    _be_first_to_go()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
     os.nice(0 if args.work == "wal" else 10)
     if args.work in ("snapshot", "sweep", "restore", "seed"):
@@ -75,6 +78,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(json.dumps(result), flush=True)
     return 0
+
+
+def _be_first_to_go() -> None:
+    """Where memory runs out this work ends and is done again, with the servers it has started; not PostgreSQL."""
+    with contextlib.suppress(OSError):
+        FilePath("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
 
 
 def end_with(parent: int) -> None:

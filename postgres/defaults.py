@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 GB_IN_MB = 1024
+SMALL_MB = 1000  # below, PostgreSQL and the agent leave little room for work on backups
 
 
 def _clamp(value: float, low: int, high: int) -> int:

@@ -19,7 +19,9 @@ import psycopg
 from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
 from postgres.command import Account, last_words, reap, run, spawn
 from postgres.controldata import ControlData, parse
+from postgres.defaults import SMALL_MB
 from postgres.files import make_directory, write_atomically
+from postgres.server_files import machine_memory_mb
 
 PORT = 5432  # only part of the socket's name
 POLL_S = 0.1
@@ -85,7 +87,7 @@ class ScratchServer:
             "unix_socket_directories": str(self.home),
             "listen_addresses": "",
             "port": str(PORT),
-            "shared_buffers": "64MB",
+            "shared_buffers": "64MB" if machine_memory_mb() >= SMALL_MB else "16MB",
             "archive_mode": "off",
             "autovacuum": "off",
             "ssl": "off",
