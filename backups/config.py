@@ -75,7 +75,6 @@ def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None
     `memory_mb`: what the node has, None: what this machine or its cgroup has. A small node does less at once.
     """
     small = (memory_mb if memory_mb is not None else machine_memory_mb()) < SMALL_MB
-    part_bytes = (2 if small else 8) << 20
     url = values.get("FLYPG_SNAPSHOT_URL", "")
     given = bool(url or values.get(FLEX_KEY))
     s3 = _s3(values, url)
