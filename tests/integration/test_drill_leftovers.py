@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_what_a_killed_drill_has_left_is_removed(kind: str, bystanders: list[sub
 
 
 def test_whose_pid_was_given_out_again_is_gone(tmp_path: Path) -> None:
-    ours = Path(f"/tmp/fpd{os.getpid()}-{tmp_path.name}")
+    ours = Path(tempfile.gettempdir(), f"fpd{os.getpid()}-{tmp_path.name}")
     ours.mkdir()
     try:
         remove_leftovers()

@@ -70,6 +70,7 @@ def test_a_lost_standby_comes_from_the_repository_across_a_failover(local: Local
 def test_an_agent_that_is_killed_in_the_middle_of_it_begins_anew(local: Local) -> None:
     """The server that replayed for it is ended by the next agent; `cluster` sees that no process is left."""
     lost = standby(local)
+    archived(local)  # also where the timeline of the change of primary just now begins
     fresh = local.root / lost / "pgdata.copying"
     with without_data(local, lost):
         pass

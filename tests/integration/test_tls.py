@@ -112,6 +112,10 @@ def test_another_authority_is_not_believed(local: Local, tmp_path: Path) -> None
 
 
 def test_nodes_verify_each_other(local: Local) -> None:
+    """A standby that began to stream before certificates were known verifies from the next change of primary on."""
+    local.healthy()
+    local.ok("switchover")
+    local.healthy()
     with connect(local, ports(local, "n1")[0], "prefer") as client:
         rows = client.execute("SELECT ssl FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)").fetchall()
     assert rows == [(True,)]
