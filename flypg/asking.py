@@ -16,6 +16,7 @@ from flypg.reply import BadInput, Exit, Refused, Reply
 from flypg.target import whoami
 
 LOOK_EVERY_S = 0.15
+LEADER_WITHIN_S = 10.0  # a sentinel resigns when its node becomes primary, or dies: the next one leads soon
 
 
 def known_node(snapshot: Snapshot, name: str) -> NodeId:
@@ -36,6 +37,17 @@ def founded(snapshot: Snapshot) -> None:
         raise Refused("this cluster was never founded: start its first agent; nothing was changed")
     if snapshot.leader is None:
         raise Refused("no sentinel leads at the moment, so nobody would carry it out; nothing was changed")
+
+
+async def ready(store: OperatorStore, within_s: float = LEADER_WITHIN_S) -> Snapshot:
+    """The cluster as it is, once somebody leads who would carry out a request. Raises Refused, StoreUnavailable."""
+    until = time.monotonic() + within_s
+    while True:
+        snapshot = await store.read()
+        if snapshot.view is None or snapshot.leader is not None or time.monotonic() >= until:
+            founded(snapshot)
+            return snapshot
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 def new_request(kind: RequestKind, node: NodeId | None, *, accept_data_loss: bool = False) -> Request:

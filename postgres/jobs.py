@@ -40,6 +40,7 @@ INITDB_S = 300.0
 COPY_S = 7 * 86400.0  # a copy is watched by its progress, not by its duration
 REWIND_S = 6 * 3600.0
 RECOVERY_S = 3600.0
+ENDING_S = 0.2  # for a server that nobody needs any more, before it is killed
 RESERVE_BYTES = 64 << 20  # what must stay free after a copy
 PROGRESS = re.compile(rb"(\d+)/(\d+) kB \((\d+)%\)")
 
@@ -171,6 +172,9 @@ class Jobs:
                 async with seeding.primary(config, source) as asking:  # the first may have been ended in these hours
                     now = await seeding.described(asking, source, fresh)
             why = seeding.lost(wanted, now, made)
+        except asyncio.CancelledError:
+            await end_leftovers(fresh, patience_s=ENDING_S)  # the server that replayed: who started it was killed
+            raise
         except (FlypgError, OSError) as error:
             why = str(error)
         self.progress("")

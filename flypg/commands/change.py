@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from cluster.model import Event, NodeId, RequestKind, Snapshot
 from cluster.store import OperatorStore
-from flypg.asking import ask, founded, known_node, new_request, wait_streaming
+from flypg.asking import ask, known_node, new_request, ready, wait_streaming
 from flypg.commands.rolling import restart_pending
 from flypg.reply import BadInput, Exit, Refused, Reply, done
 from flypg.target import Target, whoami, with_store
@@ -22,8 +22,7 @@ def failover(args: argparse.Namespace) -> Reply:
 
 async def _failover(args: argparse.Namespace, store: OperatorStore, target: Target) -> Reply:
     if args.accept_data_loss and not args.yes:
-        snapshot = await store.read()
-        founded(snapshot)
+        snapshot = await ready(store)
         confirm(loss_warning(snapshot, target), typed="lose data", unless="--yes")
     return await _request(args, store, RequestKind.FAILOVER, None, accept_data_loss=args.accept_data_loss)
 
@@ -67,8 +66,7 @@ async def _request(
     *,
     accept_data_loss: bool = False,
 ) -> Reply:
-    snapshot = await store.read()
-    founded(snapshot)
+    snapshot = await ready(store)
     node = known_node(snapshot, name) if name else None
     request = new_request(kind, node, accept_data_loss=accept_data_loss)
     return await ask(store, request, wait_s=None if args.no_wait else args.wait)
@@ -121,8 +119,7 @@ async def _remove(args: argparse.Namespace, store: OperatorStore) -> Reply:
 
 
 async def _existing(store: OperatorStore, name: str) -> NodeId:
-    snapshot = await store.read()
-    founded(snapshot)
+    snapshot = await ready(store)
     return known_node(snapshot, name)
 
 

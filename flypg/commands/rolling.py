@@ -13,7 +13,7 @@ import time
 
 from cluster.model import NodeId, RequestKind, ServerState, Snapshot
 from cluster.store import OperatorStore
-from flypg.asking import ask, founded, new_request, wait_streaming
+from flypg.asking import ask, new_request, ready, wait_streaming
 from flypg.progress import Progress
 from flypg.reply import Exit, Reply, done
 
@@ -30,8 +30,7 @@ def order(snapshot: Snapshot) -> list[NodeId]:
 
 async def restart_pending(store: OperatorStore, wait_s: float) -> Reply:
     """Restart what waits for it, one node at a time; stops at the first that does not come back."""
-    snapshot = await store.read()
-    founded(snapshot)
+    snapshot = await ready(store)
     if not order(snapshot):
         return done("no node waits for a restart; nothing was done", {"restarted": []})
     progress = Progress()

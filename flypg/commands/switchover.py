@@ -13,7 +13,7 @@ from agent.plan_primary import DRAIN_S
 from cluster.errors import PostgresUnavailable
 from cluster.model import RequestKind, Snapshot
 from cluster.store import OperatorStore
-from flypg.asking import ask, founded, known_node, new_request
+from flypg.asking import ask, known_node, new_request, ready
 from flypg.primary import password_of, serving
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> Reply:
 
 
 async def _switchover(args: argparse.Namespace, store: OperatorStore, target: Target) -> Reply:
-    snapshot = await store.read()
-    founded(snapshot)
+    snapshot = await ready(store)
     node = known_node(snapshot, args.to) if args.to else None
     seen = Seen((), 0.0)
     if snapshot.view is None or node is None or node != snapshot.view.primary:  # else it is refused anyway
