@@ -35,6 +35,7 @@ LOOK_S = 10.0  # a running agent looks for an order
 SOON_S = 0.5  # … one that has never heard of etcd, or waits for its turn
 ASK_S = 1.5  # for etcd, at the start: it is not waited for
 RETRY_S, RETRY_MAX_S = 5.0, 60.0
+ENDING_S = 0.2  # for the server of a restore that was broken off, before it is killed
 STOP_S = 60.0  # for PostgreSQL to stop in order
 STEP_PERCENT = 20  # of the progress that is told: each is a write to etcd
 
@@ -205,6 +206,7 @@ class _Part:
             for task in (unpacking, withdrawn):
                 task.cancel()
             await asyncio.gather(unpacking, withdrawn, return_exceptions=True)
+            await end_leftovers(self._fresh, patience_s=ENDING_S)  # broken off: nothing is left, also when we end
 
     async def _unpack(self) -> dict[str, Any]:
         order, parts = self._order, self._parts
