@@ -2,23 +2,30 @@
 
 Elle's idea: every appended value is unique, so a list that was read tells in which order its writers committed. Between
 transactions that gives edges ww (appended next), wr (read what another appended) and rw (read a list before another
-appended to it). A cycle means there is no serial order; which edges it has says what kind of anomaly it is:
+appended to it). A cycle means there is no serial order; which edges it has says what kind of anomaly it is
+(chaos/checkers/cycles.py). What needs no cycle to be wrong:
 
-    G0 only ww · G1c ww and wr · G-single one rw · G-nonadjacent several rw, no two in a row · G2-item several rw
+    internal            a transaction contradicts itself: its own appends are not there, or a list changed meanwhile
+    G1a                 what a failed transaction appended was seen
+    G1b                 what a transaction appended over itself was seen as the end of a list
+    torn                the appends of one transaction are not there together, in their order
+    from nowhere        a value that nobody appended
+    duplicate           a value twice in one list
+    incompatible order  two lists of which neither is the beginning of the other
+    lost                acknowledged, and not there in the end
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chaos.history import Outcome, Txn, Verdict
+from chaos.checkers.cycles import Graph, Search, classify
+from chaos.history import NEVER, Outcome, Step, Txn, Verdict
 
 Element = tuple[int, int]  # key, value
-Graph = dict[int, dict[int, str]]  # transaction -> later transaction -> strongest kind of edge
-RANK = {"ww": 0, "wr": 1, "rw": 2}
+FINAL = -1  # number of the read that ends a history
 
 
 @dataclass(slots=True)
@@ -32,62 +39,86 @@ class Analysis:
         self.anomalies.setdefault(name, []).append(example)
 
 
-def _writers(txns: Sequence[Txn]) -> tuple[dict[Element, int], set[Element], set[Element]]:
-    """Who appended what; what a failed transaction appended; what was appended over in the same transaction."""
-    writer: dict[Element, int] = {}
-    failed: set[Element] = set()
-    between: set[Element] = set()
+@dataclass(slots=True)
+class _Appends:
+    """What transactions appended, whatever became of them."""
+
+    writer: dict[Element, int] = field(default_factory=dict)
+    failed: set[Element] = field(default_factory=set)
+    before: dict[Element, int] = field(default_factory=dict)  # appended just before it by the same transaction
+    between: set[Element] = field(default_factory=set)  # appended over in the same transaction
+
+
+def _appends(txns: Sequence[Txn]) -> _Appends:
+    """Raises ValueError when a value was appended to a list by two transactions: nothing could be told then."""
+    found = _Appends()
     for txn in txns:
         last: dict[int, int] = {}
         for step in txn.steps:
-            if step.append:
-                writer[step.key, step.value] = txn.id
-                if txn.outcome is Outcome.FAIL:
-                    failed.add((step.key, step.value))
-                if step.key in last:
-                    between.add((step.key, last[step.key]))
-                last[step.key] = step.value
-    return writer, failed, between
-
-
-def _judge_reads(txns: Sequence[Txn], found: Analysis) -> dict[int, tuple[int, ...]]:
-    """What reads show on their own; returns the longest list seen of each key."""
-    _, failed, between = _writers(txns)
-    longest: dict[int, tuple[int, ...]] = {}
-    for txn in txns:
-        if txn.outcome is not Outcome.OK:
-            continue
-        mine: dict[int, list[int]] = {}
-        for step in txn.steps:
-            key, seen = step.key, step.read
-            if step.append:
-                mine.setdefault(key, []).append(step.value)
+            if not step.append:
                 continue
-            if key in mine and seen[-len(mine[key]) :] != tuple(mine[key]):
-                found.add("internal", f"transaction {txn.id} does not see its own appends to {key}")
-            if len(set(seen)) != len(seen):
-                found.add("duplicate", f"transaction {txn.id} read a value of {key} twice")
-            if failed and any((key, value) in failed for value in seen):
-                found.add("G1a", f"transaction {txn.id} read an aborted append to {key}")
-            if seen and key not in mine and (key, seen[-1]) in between:
-                found.add("G1b", f"transaction {txn.id} read {key} in the middle of another transaction")
-            known = longest.get(key, ())
-            shorter, longer = sorted((known, seen), key=len)
-            if longer[: len(shorter)] != shorter:
-                found.add("incompatible order", f"key {key}: {shorter[-3:]} against {longer[-3:]}")
-            longest[key] = longer
-    return longest
+            element = step.key, step.value
+            if element in found.writer:
+                raise ValueError(f"{step.value} was appended to {step.key} more than once: values must be unique")
+            found.writer[element] = txn.id
+            if txn.outcome is Outcome.FAIL:
+                found.failed.add(element)
+            if step.key in last:
+                found.before[element] = last[step.key]
+                found.between.add((step.key, last[step.key]))
+            last[step.key] = step.value
+    return found
 
 
-def _graph(txns: Sequence[Txn], longest: dict[int, tuple[int, ...]]) -> Graph:
-    writer, _, _ = _writers(txns)
+def _judge_txn(txn: Txn, appends: _Appends, longest: dict[int, tuple[int, ...]], found: Analysis) -> None:
+    """What the reads of one transaction show on their own; updates the longest list seen of each key."""
+    mine: dict[int, tuple[int, ...]] = {}  # appended since the key was last read
+    before: dict[int, tuple[int, ...]] = {}  # the list as it was last read
+    for step in txn.steps:
+        key, seen = step.key, step.read
+        if step.append:
+            mine[key] = (*mine.get(key, ()), step.value)
+            continue
+        own = mine.get(key, ())
+        if key in before and seen != before[key] + own:
+            found.add("internal", f"transaction {txn.id} read {key} twice: {before[key][-3:]}, then {seen[-3:]}")
+        elif own and seen[-len(own) :] != own:
+            found.add("internal", f"transaction {txn.id} does not see its own appends to {key}")
+        before[key] = seen
+        if seen and not own and (key, seen[-1]) in appends.between and appends.writer[key, seen[-1]] != txn.id:
+            found.add("G1b", f"transaction {txn.id} read {key} in the middle of another transaction")
+        mine.pop(key, None)
+        known = longest.get(key, ())
+        if seen[: len(known)] == known:
+            _judge_values(txn, key, seen, len(known), appends, found)
+            longest[key] = seen
+        elif known[: len(seen)] != seen:
+            found.add("incompatible order", f"key {key}: {known[-3:]} against {seen[-3:]}")
+            _judge_values(txn, key, seen, 0, appends, found)
+            longest[key] = max(known, seen, key=len)
+
+
+def _judge_values(txn: Txn, key: int, seen: tuple[int, ...], since: int, appends: _Appends, found: Analysis) -> None:
+    """Where the values from place `since` on come from; the ones before were looked at already."""
+    if since < len(seen) and len(set(seen)) != len(seen):
+        found.add("duplicate", f"transaction {txn.id} read a value of {key} twice")
+    for at in range(since, len(seen)):
+        value = seen[at]
+        if (before := appends.before.get((key, value))) is not None and (at == 0 or seen[at - 1] != before):
+            found.add("torn", f"in {key}, {value} is not just after {before}, as its transaction appended them")
+        if (key, value) in appends.failed:
+            found.add("G1a", f"transaction {txn.id} read an aborted append to {key}: {value}")
+        elif (key, value) not in appends.writer:
+            found.add("from nowhere", f"transaction {txn.id} read {value} in {key}, which nobody appended")
+
+
+def _graph(txns: Sequence[Txn], appends: _Appends, longest: Mapping[int, tuple[int, ...]]) -> Graph:
+    writer = appends.writer
     graph: Graph = {txn.id: {} for txn in txns if txn.outcome is not Outcome.FAIL}
 
     def edge(one: int | None, two: int | None, kind: str) -> None:
         if one is not None and two is not None and one != two and one in graph and two in graph:
-            known = graph[one].get(two)
-            if known is None or RANK[kind] < RANK[known]:
-                graph[one][two] = kind
+            graph[one].setdefault(two, set()).add(kind)
 
     for key, values in longest.items():
         for earlier, later in itertools.pairwise(values):
@@ -95,105 +126,41 @@ def _graph(txns: Sequence[Txn], longest: dict[int, tuple[int, ...]]) -> Graph:
     for txn in txns:
         if txn.outcome is not Outcome.OK:
             continue
-        touched: set[int] = set()
+        appended: set[int] = set()
         for step in txn.steps:
-            if not step.append and step.key not in touched:
+            if step.append:
+                appended.add(step.key)
+            elif step.key not in appended:
                 values, seen = longest.get(step.key, ()), step.read
                 if seen:
                     edge(writer.get((step.key, seen[-1])), txn.id, "wr")
                 if len(seen) < len(values):
                     edge(txn.id, writer.get((step.key, values[len(seen)])), "rw")
-            touched.add(step.key)
     return graph
 
 
-def _components(graph: Graph) -> list[list[int]]:
-    """Strongly connected components of more than one node (Tarjan, without recursion)."""
-    index: dict[int, int] = {}
-    low: dict[int, int] = {}
-    stack: list[int] = []
-    on_stack: set[int] = set()
-    components: list[list[int]] = []
-    for root in graph:
-        if root in index:
-            continue
-        work = [(root, iter(graph[root]))]
-        index[root] = low[root] = len(index)
-        stack.append(root)
-        on_stack.add(root)
-        while work:
-            node, later = work[-1]
-            for after in later:
-                if after not in index:
-                    index[after] = low[after] = len(index)
-                    stack.append(after)
-                    on_stack.add(after)
-                    work.append((after, iter(graph[after])))
-                    break
-                if after in on_stack:
-                    low[node] = min(low[node], index[after])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
-                if low[node] == index[node]:
-                    members = [stack.pop()]
-                    while members[-1] != node:
-                        members.append(stack.pop())
-                    on_stack.difference_update(members)
-                    if len(members) > 1:
-                        components.append(members)
-    return components
-
-
-def _shortest_cycle(graph: Graph, component: Sequence[int]) -> list[int]:
-    inside = set(component)
-    best: list[int] = []
-    for start in component[:50]:
-        parent: dict[int, int | None] = {start: None}
-        queue = deque([start])
-        while queue:
-            node = queue.popleft()
-            if start in graph[node]:
-                path = [node]
-                while (before := parent[path[-1]]) is not None:
-                    path.append(before)
-                if not best or len(path) < len(best):
-                    best = path[::-1]
-                break
-            for after in graph[node]:
-                if after in inside and after not in parent:
-                    parent[after] = node
-                    queue.append(after)
-    return best
-
-
-def classify(kinds: Sequence[str]) -> str:
-    """The class of a cycle from its edges, in order."""
-    anti = kinds.count("rw")
-    if anti == 0:
-        return "G0" if set(kinds) == {"ww"} else "G1c"
-    if anti == 1:
-        return "G-single"
-    adjacent = any(kinds[i] == "rw" == kinds[(i + 1) % len(kinds)] for i in range(len(kinds)))
-    return "G2-item" if adjacent else "G-nonadjacent"
-
-
-def analyze(txns: Sequence[Txn]) -> Analysis:
-    """Everything that is wrong with a history of list-append transactions."""
+def analyze(txns: Sequence[Txn], final: Mapping[int, tuple[int, ...]] | None = None) -> Analysis:
+    """Everything that is wrong with a history of list-append transactions. `final`: every list at the very end."""
     found = Analysis()
-    longest = _judge_reads(txns, found)
-    graph = _graph(txns, longest)
+    if final is not None:
+        for key, value in lost_appends(txns, final):
+            found.add("lost", f"append of {value} to {key}")
+        steps = tuple(Step(False, key, 0, values) for key, values in sorted(final.items()))
+        txns = [*txns, Txn(FINAL, NEVER, NEVER, Outcome.OK, steps)]
+    appends = _appends(txns)
+    longest: dict[int, tuple[int, ...]] = {}
+    for txn in txns:
+        if txn.outcome is Outcome.OK:
+            _judge_txn(txn, appends, longest, found)
+    graph = _graph(txns, appends, longest)
     found.edges = sum(len(later) for later in graph.values())
-    for component in _components(graph):
-        cycle = _shortest_cycle(graph, component)
-        kinds = [graph[cycle[i]][cycle[(i + 1) % len(cycle)]] for i in range(len(cycle))]
-        told = " ".join(f"{txn} -{kind}->" for txn, kind in zip(cycle, kinds, strict=True))
-        found.add(classify(kinds), f"{told} {cycle[0]}")
+    for cycle in Search(graph).all():
+        told = " ".join(f"{txn} -{kind}->" for txn, kind in cycle)
+        found.add(classify([kind for _, kind in cycle]), f"{told} {cycle[0][0]}")
     return found
 
 
-def lost_appends(txns: Sequence[Txn], final: dict[int, tuple[int, ...]]) -> list[Element]:
+def lost_appends(txns: Sequence[Txn], final: Mapping[int, tuple[int, ...]]) -> list[Element]:
     """Acknowledged appends that a final read of every key does not show."""
     there = {(key, value) for key, values in final.items() for value in values}
     return [
@@ -205,14 +172,11 @@ def lost_appends(txns: Sequence[Txn], final: dict[int, tuple[int, ...]]) -> list
     ]
 
 
-def serializable(txns: Sequence[Txn], final: dict[int, tuple[int, ...]] | None = None) -> Verdict:
+def serializable(txns: Sequence[Txn], final: Mapping[int, tuple[int, ...]] | None = None) -> Verdict:
     """`final`: every list as read at the very end; None when that was not done."""
     if not txns:
         return Verdict("lists", None, "no transactions")
-    found = analyze(txns)
-    if final is not None:
-        for key, value in lost_appends(txns, final):
-            found.add("lost", f"append of {value} to {key}")
+    found = analyze(txns, final)
     if found.anomalies:
         told = "; ".join(f"{len(ex)} × {name}, e.g. {ex[0]}" for name, ex in sorted(found.anomalies.items()))
         return Verdict("lists", False, told)

@@ -23,14 +23,16 @@ def outage(writes: Sequence[Write], path: str, *, fault: float) -> Outage:
     """The longest gap between acknowledged writes of `path` that reaches past `fault`.
 
     A run that never recovered has no gap between successes, so the absence of a success after the fault is looked for
-    first.
+    first. A client that tried until the end and was not heard any more was away until then, at least.
     """
-    mine = [w for w in writes if w.path == path and w.acknowledged]
+    tried = [w for w in writes if w.path == path]
+    mine = [w for w in tried if w.acknowledged]
     times = sorted(w.done for w in mine)
     if not any(w.invoked >= fault for w in mine):
         return Outage(path, NEVER, times[-1] if times else fault, NEVER)
     if times[0] > fault:
         times.insert(0, fault)
+    times.append(max(w.done for w in tried))
     gaps = [(later - earlier, earlier, later) for earlier, later in itertools.pairwise(times) if later > fault]
     length, began, ended = max(gaps)
     return Outage(path, length, began, ended)

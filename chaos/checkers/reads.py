@@ -25,9 +25,12 @@ def staleness(reads: Sequence[Read], writes: Sequence[Write], path: str = "stead
 
 
 def gap(reads: Sequence[Read]) -> float:
-    """The longest time between two answers. Seconds."""
-    times = sorted(read.done for read in reads if read.ok)
-    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+    """The longest time without an answer, from the first question to the end of the last. Seconds."""
+    if not reads:
+        return 0.0
+    began, ended = min(read.invoked for read in reads), max(read.done for read in reads)
+    times = [began, *sorted(read.done for read in reads if read.ok), ended]
+    return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 def fresh_reads(
@@ -40,5 +43,5 @@ def fresh_reads(
     oldest_s, longest_s = staleness(reads, writes), gap(reads)
     servers = len({read.server for read in answered})
     text = f"{len(answered)} reads from {servers} servers, at most {oldest_s:.2f} s old (bound {stale_s:g} s)"
-    text += f", {longest_s:.2f} s between two of them (bound {gap_s:g} s)"
+    text += f", at most {longest_s:.2f} s without one (bound {gap_s:g} s)"
     return Verdict("reads", oldest_s <= stale_s and longest_s <= gap_s, text)

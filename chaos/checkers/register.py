@@ -13,9 +13,11 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from chaos.history import NEVER, RegisterOp, Verdict
+
+LIMIT = 2_000_000  # steps of a search: some ten seconds
 
 
 def zones(ops: Sequence[RegisterOp], initial: int | None = None) -> str:
@@ -94,30 +96,35 @@ class _Events:
         self._back(call)
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Which operations have their place: all answered ones below `low`, those in `window` (a bit each, from
-    `low` on), and the unanswered ones in `open`. Few operations are under way at a time, so this stays small."""
-
-    low: int = 0
-    window: int = 0
-    open: int = 0
-
-    def with_answered(self, number: int) -> _Taken:
-        low, window = self.low, self.window | (1 << (number - self.low))
-        while window & 1:
-            window >>= 1
-            low += 1
-        return _Taken(low, window, self.open)
-
-    def with_open(self, number: int) -> _Taken:
-        return _Taken(self.low, self.window, self.open | (1 << number))
+# Which operations have their place: all answered ones below the first number, those in the bits of the second (from the
+# first number on), and the unanswered ones in the bits of the third. Few operations are under way at a time, so this
+# stays small.
+Taken = tuple[int, int, int]
 
 
-def search(ops: Sequence[RegisterOp], initial: int | None = None, *, limit: int = 2_000_000) -> bool | None:
+def _with_answered(taken: Taken, number: int) -> Taken:
+    low, window, unanswered = taken
+    window |= 1 << (number - low)
+    while window & 1:
+        window >>= 1
+        low += 1
+    return low, window, unanswered
+
+
+def _with_unanswered(taken: Taken, number: int) -> Taken:
+    low, window, unanswered = taken
+    return low, window, unanswered | (1 << number)
+
+
+def search(ops: Sequence[RegisterOp], initial: int | None = None, *, limit: int = LIMIT) -> bool | None:
     """Is there an order of the operations on one key that a register could have had? None: gave up at `limit` steps."""
+    return _search(ops, initial, limit)[0]
+
+
+def _search(ops: Sequence[RegisterOp], initial: int | None, limit: int) -> tuple[bool | None, int]:
+    """The answer, and the steps that it took."""
     if not ops:
-        return True
+        return True, 0
     ops = sorted(ops, key=lambda op: op.invoked)
     numbers: list[int] = []  # each operation's number among the answered, or among the unanswered
     answered = unanswered = 0
@@ -125,18 +132,18 @@ def search(ops: Sequence[RegisterOp], initial: int | None = None, *, limit: int 
         numbers.append(unanswered if op.done == NEVER else answered)
         unanswered, answered = (unanswered + 1, answered) if op.done == NEVER else (unanswered, answered + 1)
     events = _Events(ops)
-    state, taken = initial, _Taken()
-    seen: set[tuple[_Taken, int | None]] = set()
-    trail: list[tuple[int, int | None, _Taken]] = []
+    state, taken = initial, (0, 0, 0)
+    seen: set[tuple[Taken, int | None]] = set()
+    trail: list[tuple[int, int | None, Taken]] = []
     at = events.next[events.head]
-    for _ in range(limit):
+    for step in range(limit):
         if events.next[events.head] == -1:
-            return True
+            return True, step
         index = events.op[at]
         op = ops[index]
         if not events.is_return[at]:
             number = numbers[index]
-            then = taken.with_open(number) if op.done == NEVER else taken.with_answered(number)
+            then = _with_unanswered(taken, number) if op.done == NEVER else _with_answered(taken, number)
             key = (then, op.value if op.is_write else state)
             if (op.is_write or op.value == state) and key not in seen:
                 seen.add(key)
@@ -147,14 +154,14 @@ def search(ops: Sequence[RegisterOp], initial: int | None = None, *, limit: int 
             else:
                 at = events.next[at]
         elif op.done == NEVER:
-            return True  # only operations that need not have happened are left
+            return True, step  # only operations that need not have happened are left
         elif not trail:
-            return False
+            return False, step
         else:
             at, state, taken = trail.pop()
             events.put_back(at)
             at = events.next[at]
-    return None
+    return None, limit
 
 
 def stale_by(ops: Sequence[RegisterOp], seconds: float) -> list[RegisterOp]:
@@ -162,8 +169,8 @@ def stale_by(ops: Sequence[RegisterOp], seconds: float) -> list[RegisterOp]:
     return [op if op.is_write else replace(op, invoked=op.invoked - seconds) for op in ops]
 
 
-def linearizable(ops: Sequence[RegisterOp], *, limit: int = 2_000_000) -> Verdict:
-    """Judge every key on its own: a history is linearizable when each of its keys is."""
+def linearizable(ops: Sequence[RegisterOp], *, limit: int = LIMIT) -> Verdict:
+    """Judge every key on its own: a history is linearizable when each of its keys is. `limit`: of all searches."""
     keys: dict[int, list[RegisterOp]] = {}
     for op in ops:
         keys.setdefault(op.key, []).append(op)
@@ -173,12 +180,16 @@ def linearizable(ops: Sequence[RegisterOp], *, limit: int = 2_000_000) -> Verdic
         if len(set(written)) == len(written) and None not in written:
             if why := zones(mine):
                 return Verdict("register", False, f"key {key}: {why}")
-        elif (found := search(mine, limit=limit)) is None:
+            continue
+        found, steps = _search(mine, None, limit)
+        limit -= steps
+        if found is None:
             undecided.append(key)
         elif not found:
             return Verdict("register", False, f"key {key}: no order of its {len(mine)} operations explains the reads")
-    if undecided or not ops:
-        return Verdict(
-            "register", None, f"not decided within the limit for keys {undecided}" if ops else "no operations"
-        )
+    if not ops:
+        return Verdict("register", None, "no operations")
+    if undecided:
+        told = ", ".join(map(str, undecided[:5]))
+        return Verdict("register", None, f"not decided within the limit for {len(undecided)} keys ({told})")
     return Verdict("register", True, f"{len(ops)} operations on {len(keys)} keys are linearizable")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
 from chaos.checkers.bank import bank
 from chaos.checkers.convergence import converged, differing
+from chaos.checkers.cycles import classify
 from chaos.checkers.durability import durability
-from chaos.checkers.lists import analyze, classify, serializable
+from chaos.checkers.lists import analyze, serializable
 from chaos.checkers.outage import outage, outage_verdict
 from chaos.checkers.primaries import doubly_acknowledged, one_line, one_primary, parse_history
 from chaos.checkers.reads import fresh_reads, gap, staleness
@@ -76,6 +79,17 @@ def test_a_run_that_never_recovered_has_an_endless_outage() -> None:
     assert found.length_s == NEVER
     assert outage_verdict([found], bound_s=60).ok is False
     assert outage([], "steady", fault=0.0).length_s == NEVER
+
+
+def test_a_client_that_was_not_heard_any_more_was_away_until_it_gave_up() -> None:
+    writes = [ok(1, 0.0), ok(2, 1.0), *(missed(10 + i, 2.0 + i, Outcome.UNKNOWN) for i in range(60))]
+    assert outage(writes, "steady", fault=0.5).length_s == pytest.approx(62.0 - 1.01)
+
+
+def test_a_reader_who_was_not_answered_any_more_is_counted() -> None:
+    good, writes = [Read(i / 10, i / 10 + 0.01, True, 1, "b") for i in range(10)], [ok(1, 0.0)]
+    assert fresh_reads(good, writes).ok is True
+    assert fresh_reads([*good, *(Read(i, i + 1, False) for i in range(1, 40))], writes).ok is False
 
 
 def test_one_primary() -> None:
@@ -213,6 +227,38 @@ LISTS = [
         [txn(1, a(1, 1), a(2, 2)), txn(2, a(1, 2), a(2, 1)), txn(3, rd(1, 1, 2), rd(2, 1, 2))],
         {"G0"},
     ),
+    ("a list changed under a transaction", [txn(1, rd(1), rd(1, 1)), txn(2, a(1, 1))], {"internal", "G-single"}),
+    ("an append replaced what was there", [txn(1, a(1, 1)), txn(2, rd(1, 1), a(1, 2), rd(1, 2))], {"internal"}),
+    ("a value that nobody appended", [txn(1, a(1, 1)), txn(2, rd(1, 1, 99))], {"from nowhere"}),
+    (
+        "an aborted append in the middle",
+        [txn(1, a(1, 1), outcome=Outcome.FAIL), txn(2, a(1, 2)), txn(3, rd(1, 1, 2))],
+        {"G1a"},
+    ),
+    ("an unknown append that is there", [txn(1, a(1, 1), outcome=Outcome.UNKNOWN), txn(2, rd(1, 1))], set()),
+    ("half a transaction is there", [txn(1, a(1, 1), a(1, 2)), txn(2, rd(1, 2))], {"torn"}),
+    ("a transaction is there backwards", [txn(1, a(1, 1), a(1, 2)), txn(2, rd(1, 2, 1))], {"torn"}),
+    ("an old snapshot", [txn(1, a(1, 1)), txn(2, a(2, 1)), txn(3, rd(1), rd(2)), txn(4, rd(1, 1), rd(2, 1))], set()),
+    (
+        "two transactions read in the other order",
+        [txn(1, a(1, 1)), txn(2, a(2, 1)), txn(3, rd(1, 1), rd(2)), txn(4, rd(1), rd(2, 1))],
+        {"G-nonadjacent"},
+    ),
+    (
+        "a dirty write that a short write skew hides",
+        [
+            txn(1, a(1, 1), a(3, 2), rd(7), a(8, 1)),
+            txn(2, a(1, 2), a(2, 1), rd(8), a(7, 1)),
+            txn(3, a(2, 2), a(3, 1)),
+            txn(4, rd(1, 1, 2), rd(2, 1, 2), rd(3, 1, 2), rd(7, 1), rd(8, 1)),
+        ],
+        {"G0"},
+    ),
+    (
+        "a dirty write and a cycle of reads in one part",
+        [txn(1, a(1, 1), a(2, 2), rd(4, 1)), txn(2, a(1, 2), a(2, 1), a(4, 1)), txn(3, rd(1, 1, 2), rd(2, 1, 2))],
+        {"G0", "G1c"},
+    ),
 ]
 
 
@@ -230,12 +276,74 @@ def test_a_lost_append_is_found_by_the_final_read() -> None:
     assert serializable(txns, {1: (2,)}).ok is False
 
 
+def test_the_final_read_is_judged_like_any_other() -> None:
+    txns = [txn(1, a(1, 1)), txn(2, a(1, 2)), txn(3, rd(1, 1, 2)), txn(4, a(1, 3), outcome=Outcome.FAIL)]
+    assert serializable(txns, {1: (1, 2)}).ok is True
+    assert set(analyze(txns, {1: (2, 1)}).anomalies) == {"incompatible order"}
+    assert set(analyze(txns, {1: (1, 2, 3)}).anomalies) == {"G1a"}
+    assert set(analyze(txns, {1: (1, 2, 9)}).anomalies) == {"from nowhere"}
+
+
+def test_values_that_are_not_unique_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 was appended to 5 more than once"):
+        analyze([txn(1, a(5, 1)), txn(2, a(5, 1))])
+
+
+def naive_class(txns: list[Txn]) -> bool:
+    """Is there any order of all transactions in which each read sees exactly what was appended before it?"""
+    for order in itertools.permutations(txns):
+        lists: dict[int, tuple[int, ...]] = {}
+        for step in (step for one in order for step in one.steps):
+            if step.append:
+                lists[step.key] = (*lists.get(step.key, ()), step.value)
+            elif lists.get(step.key, ()) != step.read:
+                break
+        else:
+            return True
+    return False
+
+
+def test_no_wrong_history_passes_that_trying_every_order_finds_wrong() -> None:
+    """And none that has an order fails. The last transaction reads everything, so that all orders are known."""
+    verdicts = {True: 0, False: 0}
+    for seed in range(1500):
+        rng = random.Random(seed)
+        lists: dict[int, tuple[int, ...]] = {1: (), 2: ()}
+        txns = []
+        for number in range(1, 5):
+            steps = []
+            for part in range(rng.randint(1, 3)):
+                key = rng.choice((1, 2))
+                if rng.random() < 0.5:
+                    value = number * 10 + part
+                    at = len(lists[key]) - (1 if lists[key] and rng.random() < 0.2 else 0)
+                    lists[key] = (*lists[key][:at], value, *lists[key][at:])
+                    steps.append(a(key, value))
+                else:
+                    seen = lists[key]
+                    steps.append(rd(key, *(seen[:-1] if rng.random() < 0.25 else seen)))
+            txns.append(txn(number, *steps))
+        txns.append(txn(5, rd(1, *lists[1]), rd(2, *lists[2])))
+        expected = naive_class(txns)
+        assert serializable(txns).ok is expected, (seed, txns, analyze(txns).anomalies)
+        verdicts[expected] += 1
+    assert min(verdicts.values()) > 200, verdicts
+
+
 def test_names_of_cycles() -> None:
     assert classify(["ww", "ww"]) == "G0"
     assert classify(["ww", "wr"]) == "G1c"
     assert classify(["ww", "rw"]) == "G-single"
     assert classify(["rw", "rw"]) == "G2-item"
     assert classify(["rw", "wr", "rw", "wr"]) == "G-nonadjacent"
+
+
+def test_searches_of_many_keys_share_one_limit() -> None:
+    ops = [replace(op, key=key) for key in range(50) for op in [w(i % 3, 0, 100) for i in range(14)] + [r(7, 101, 102)]]
+    began = time.process_time()
+    verdict = linearizable(ops, limit=20_000)
+    assert verdict.ok is None and "for 50 keys (0, 1, 2, 3, 4)" in verdict.text, verdict.text
+    assert time.process_time() - began < 5
 
 
 def test_a_hundred_thousand_operations_of_each_kind_are_judged_in_seconds() -> None:
