@@ -34,7 +34,7 @@ from chaos.history import NEVER, Write
 from chaos.inspection import rows
 from chaos.netns import NetworkError
 from chaos.results import Result
-from chaos.runner import INSIDE_IDS, break_and_mend, endpoints, prepare, victim_of
+from chaos.runner import INSIDE_IDS, asked, break_and_mend, prepare, victim_of
 from chaos.target import Target, TestbedError
 from chaos.testbed import Plan, Testbed, binaries
 from chaos.wire import WireError
@@ -83,7 +83,7 @@ def measure(system: str, target: Target, drill: Drill, seed: int, say: Callable[
     problem, writes = "", list[Write]()
     with tempfile.TemporaryDirectory(prefix="fppeer") as directory:
         prepare(target)
-        probes = [Probe(endpoints(target, victim), Path(directory))]
+        probes = [Probe([node.through_proxy for node in asked(target, drill, victim)], Path(directory))]
         if victim is not None and target.network is not None:
             inside = target.network.inside(victim.name)
             probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=inside))

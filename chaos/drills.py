@@ -48,6 +48,8 @@ class Drill:
     etcd: bool = False  # breaks etcd itself
     pooled: bool = False  # clients of the pooler must see no error at all
     blocked: bool = False  # nothing may be acknowledged until it is mended
+    nodes: int = 2  # how many it takes
+    through_victim: bool = False  # clients connect through the victim, and nobody else
     inside: bool = False  # a client on the victim's own machine keeps writing to the victim's server
 
     @property
@@ -102,19 +104,28 @@ DRILLS = {
         _of("cut-etcd", 0.0, failovers=(0,), hold_s=30.0),
         _of("freeze-etcd", 0.0, failovers=(0,), hold_s=60.0),
         _of("kill-etcd", 0.0, failovers=(0,), hold_s=60.0),
+        _of("kill-etcd-majority", 0.0, failovers=(0,), hold_s=30.0),
         _of("kill-etcd-leader", 0.5, failovers=(0,)),
         _of("kill-etcd-member", 0.5, failovers=(0,)),
         _of("freeze-etcd-leader", 0.5, failovers=(0,)),
         _of("kill-standby", 0.5, failovers=(0,)),
         _of("freeze-standby", 0.5, failovers=(0,)),
-        _of("kill-haproxy", 1.0, failovers=(0,)),
+        _of("kill-haproxy", 1.0, failovers=(0,), through_victim=True),
+        _of(
+            "kill-pgbouncer",
+            1.0,
+            failovers=(0,),
+            through_victim=True,
+            paths=("pooled steady", "pooled fresh"),
+        ),
         _of("kill-fence", 0.0, failovers=(0,)),
+        _of("freeze-fence", 0.0, failovers=(0,), hold_s=20.0),
         _of("fill-wal", 3.0, needs=Needs(wal_mb=200)),
         _of("fill-data", 5.0, needs=Needs(data_mb=400, wal_mb=400)),
         _of("cut-replication", 2.0, failovers=(0, 1), hold_s=10.0),
         _of("halves", 2.0, inside=True, hold_s=15.0),
         _of("bridge", 0.5, failovers=(0,), hold_s=15.0),
-        _of("laggard", 23.0, hold_s=20.0, blocked=True),
+        _of("laggard", 23.0, hold_s=20.0, blocked=True, nodes=3),
         _of("cut-clients", 0.5, failovers=(0,)),
         _of("lossy", 2.0, failovers=(0, 1), hold_s=20.0),
         Drill(

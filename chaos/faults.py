@@ -8,6 +8,7 @@ that was built with small ones.
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from chaos.volumes import fill
 from chaos.wire import WireError, connect
 
 Undo = Callable[[], None]
+REPLACED_S = 15.0  # an agent that was killed together with its helper has to be back first
 SEGMENTS = 200  # more than fit on any small volume
 LAG_S = 2.0  # for how long a standby gets no WAL before the primary is lost
 
@@ -65,15 +67,23 @@ def _kill(victims: Iterable[Process], what: str) -> None:
 def _freeze(look: Callable[[], list[Process]], what: str) -> Undo:
     """Stop what `look` finds, again until it finds nothing new: a process may have forked meanwhile."""
     frozen: dict[int, Process] = {}
+    guards: list[subprocess.Popen[bytes]] = []  # a drill that is killed leaves nobody asleep
     for _ in range(5):
         new = [p for p in look() if p.pid not in frozen]
         if not new:
             break
+        guards.append(processes.wake_when_we_are_gone(new))
         processes.send(new, signal.SIGSTOP)
         frozen |= {p.pid: p for p in new}
     if not frozen:
         raise TestbedError(f"nothing to freeze: {what} does not run")
-    return lambda: processes.send(frozen.values(), signal.SIGCONT)
+
+    def undo() -> None:
+        processes.send(frozen.values(), signal.SIGCONT)
+        for guard in guards:
+            guard.communicate(timeout=10)
+
+    return undo
 
 
 def _one(process: Process | None) -> list[Process]:
@@ -99,25 +109,38 @@ def kill_agent(bed: Target, node: Node) -> Undo:
     return lambda: restart_agent(node)
 
 
+def _kill_helper(node: Node, program: str, what: str) -> Undo:
+    """Kill a helper of the agent; the undo demands that there is another."""
+    killed = node.helpers(program)
+    _kill(killed, what)
+
+    def undo() -> None:
+        until = time.monotonic() + REPLACED_S
+        while not {p.pid for p in processes.alive(node.helpers(program))} - {p.pid for p in killed}:
+            if time.monotonic() > until:
+                raise TestbedError(f"{what} of {node.name} was not started again within {REPLACED_S:g} s")
+            time.sleep(0.1)
+
+    return undo
+
+
 def kill_fence(bed: Target, node: Node) -> Undo:
-    _kill(node.helpers("fence_process.py"), "the fence")
-    return nothing
+    return _kill_helper(node, "fence_process.py", "the fence")
 
 
 def kill_haproxy(bed: Target, node: Node) -> Undo:
-    _kill(node.helpers("haproxy"), "HAProxy")
-    return nothing
+    return _kill_helper(node, "haproxy", "HAProxy")
 
 
 def kill_pgbouncer(bed: Target, node: Node) -> Undo:
-    _kill(node.helpers("pgbouncer"), "PgBouncer")
-    return nothing
+    return _kill_helper(node, "pgbouncer", "PgBouncer")
 
 
 def kill_node(bed: Target, node: Node) -> Undo:
-    _freeze(node.all, node.name)  # all of it at the same instant: nothing may see something else die
+    thaw = _freeze(node.all, node.name)  # all of it at the same instant: nothing may see something else die
     processes.send(node.all(), signal.SIGKILL)
     node.kill()
+    thaw()  # nothing is left of it; its guard ends
     return lambda: restart_agent(node)
 
 
@@ -213,6 +236,13 @@ def kill_etcd_member(bed: Target, node: Node) -> Undo:
     return _kill_etcd([next(place for place in bed.etcd.values() if place is not leader)])
 
 
+def kill_etcd_majority(bed: Target, node: Node) -> Undo:
+    """The member that is left answers, and may decide nothing."""
+    leader = etcd_leader(bed)
+    others = [place for place in bed.etcd.values() if place is not leader]
+    return _kill_etcd([leader, *others[: len(bed.etcd) // 2]])
+
+
 def kill_etcd(bed: Target, node: Node) -> Undo:
     return _kill_etcd(bed.etcd.values())
 
@@ -289,6 +319,7 @@ FAULTS = {
         Fault("cut-clients", "the primary's node is cut off from clients outside", cut_clients, namespaces=True),
         Fault("kill-etcd-leader", "kill -9 of etcd's leader", kill_etcd_leader, victim="etcd"),
         Fault("kill-etcd-member", "kill -9 of a follower of etcd", kill_etcd_member, victim="etcd"),
+        Fault("kill-etcd-majority", "kill -9 of etcd's leader and one follower", kill_etcd_majority, victim="etcd"),
         Fault("kill-etcd", "kill -9 of all of etcd", kill_etcd, victim="etcd"),
         Fault("freeze-etcd", "SIGSTOP of all of etcd", freeze_etcd, victim="etcd"),
         Fault("freeze-etcd-leader", "SIGSTOP of etcd's leader", freeze_etcd_leader, victim="etcd"),

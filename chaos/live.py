@@ -19,6 +19,7 @@ from chaos.faults import Undo, nothing
 from chaos.inspection import patiently
 from chaos.places import Node, Place, environment
 from chaos.remote import Remote
+from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.watch import Watcher
 from chaos.wire import Wire, WireError, connect
@@ -158,7 +159,8 @@ class LiveCluster(Target):
         try:
             yield
         finally:
-            self._drop_database()
+            with held():
+                self._drop_database()
 
     def _make_database(self) -> None:
         wire = self._wire()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -128,6 +129,18 @@ def send(processes: Iterable[Process], number: signal.Signals) -> None:
         if now is not None and now.started == process.started:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
+
+
+def wake_when_we_are_gone(processes: Iterable[Process]) -> subprocess.Popen[bytes]:
+    """A guard that sends SIGCONT to these when its pipe closes: when we close it, or when we are killed."""
+    pids = [str(process.pid) for process in processes]
+    return subprocess.Popen(
+        ["sh", "-c", 'read -r end; kill -CONT "$@" 2>/dev/null', "guard", *pids],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def alive(processes: Iterable[Process]) -> list[Process]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from chaos.checkers.durability import Durability
 from chaos.checkers.outage import Outage
-from chaos.history import Read, Verdict, Write
+from chaos.history import NEVER, Read, Verdict, Write
 from chaos.phases import Band, Phases
 
 
@@ -48,6 +48,13 @@ class Result:
     roles: list[Band] = field(default_factory=list)
     events: list[Told] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
+    faults: list[Band] = field(default_factory=list)  # what was broken when, by name, where it was more than one thing
+    again: str = ""  # how to run it again, where that is more than its name and seed
+
+    @property
+    def replay(self) -> str:
+        """The command that runs the same again."""
+        return self.again or f"flypg drill run {self.drill} --seed {self.seed}"
 
     @property
     def passed(self) -> bool:
@@ -69,6 +76,8 @@ class Result:
         if self.durability is None:
             why = "; ".join(v.text for v in self.verdicts if v.ok is False)
             return f"{word}  {self.drill}: {why}"
-        told = ", ".join(f"{o.path} {o.length_s:.2f} s" for o in self.outages)
+        told = ", ".join(
+            f"{o.path} for ever" if o.length_s == NEVER else f"{o.path} {o.length_s:.2f} s" for o in self.outages
+        )
         counted = f"lost {self.lost} of {self.durability.acknowledged}, doubly acknowledged {self.doubled}"
         return f"{word}  {self.drill}: outage {told} (bar {self.bar_s:g} s); {counted}; {self.failovers} failovers"

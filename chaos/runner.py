@@ -21,6 +21,7 @@ from chaos.phases import failovers, phases, roles
 from chaos.places import Node
 from chaos.reader import Reader
 from chaos.results import Result, Told
+from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.wire import WireError
 from chaos.writer import CREATE, TABLE, Probe
@@ -57,11 +58,11 @@ def victim_of(target: Target, drill: Drill, rng: random.Random) -> Node | None:
     return rng.choice(target.standbys) if drill.victim == "standby" else None
 
 
-def endpoints(target: Target, victim: Node | None) -> list[str]:
-    """Where clients connect: the proxies of all nodes but the victim, as clients of a lost machine go elsewhere."""
-    return [node.through_proxy for node in target.nodes.values() if node is not victim] or [
-        node.through_proxy for node in target.nodes.values()
-    ]
+def asked(target: Target, drill: Drill, victim: Node | None) -> list[Node]:
+    """The nodes through which clients connect: all but the victim, as clients of a lost machine go elsewhere."""
+    if drill.through_victim and victim is not None:
+        return [victim]
+    return [node for node in target.nodes.values() if node is not victim] or list(target.nodes.values())
 
 
 def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str], None] = lambda _: None) -> Result:
@@ -74,15 +75,15 @@ def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str
     result = Result(drill.name, drill.about, seed, name, drill.bar_s, drill.limit_s, began=time.monotonic(), when=when)
     with tempfile.TemporaryDirectory(prefix="fpprobe") as directory:
         prepare(target)
-        probes = [Probe(endpoints(target, victim), Path(directory))]
+        nodes = asked(target, drill, victim)
+        probes = [Probe([node.through_proxy for node in nodes], Path(directory))]
         if drill.inside and victim is not None and target.network is not None:
             before = target.network.inside(victim.name)
             probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=before))
-        elsewhere = [node for node in target.nodes.values() if node is not victim] or list(target.nodes.values())
-        poolers = [node.conninfo(node.ports.pooler) for node in elsewhere]
-        pace = 1 if drill.pooled else POOLED_SLOWER
+        poolers = [node.conninfo(node.ports.pooler) for node in nodes]
+        pace = 1 if drill.pooled or not set(drill.paths) & set(probes[0].paths) else POOLED_SLOWER
         probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS, slower=pace))
-        reader = Reader([node.conninfo(node.ports.read) for node in elsewhere], Path(directory))
+        reader = Reader([node.conninfo(node.ports.read) for node in nodes], Path(directory))
         try:
             break_and_mend(target, drill, victim, probes[0], result, rng, say)
         except TestbedError as error:
@@ -113,13 +114,15 @@ def break_and_mend(
     undo = nothing
     try:
         result.fault = time.monotonic()
-        undo = drill.begin(target, victim if victim is not None else target.primary)
+        with held():
+            undo = drill.begin(target, victim if victim is not None else target.primary)
         result.broken = time.monotonic()
         back = not drill.blocked and probe.wait_acknowledged(result.broken, drill.limit_s + 20)
         say(f"{drill.name}: " + ("writes are acknowledged" if back else "no write is acknowledged"))
         time.sleep(max(0.0, result.fault + drill.hold_s - time.monotonic()))
     finally:
-        undo()
+        with held():
+            undo()
         result.mended = time.monotonic()
     target.wait_healthy(drill.heal_s)
     result.healed = time.monotonic()

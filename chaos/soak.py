@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chaos.checkers.bank import bank
@@ -17,12 +19,13 @@ from chaos.checkers.primaries import doubly_acknowledged, one_primary
 from chaos.checkers.register import linearizable, stale_by
 from chaos.drills import DRILLS
 from chaos.faults import FAULTS, Fault, Undo
-from chaos.history import RegisterOp, Verdict
+from chaos.history import NEVER, RegisterOp, Verdict
 from chaos.inspection import judge_servers, patiently, rows
-from chaos.phases import failovers, roles
+from chaos.phases import Band, failovers, roles
 from chaos.places import Node
 from chaos.results import Result, Told
 from chaos.runner import prepare
+from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.wire import WireError
 from chaos.workloads import ACCOUNTS, SCHEMA, TOTAL, Load, Observed
@@ -31,7 +34,7 @@ from chaos.writer import Probe
 FINAL_LISTS = "SELECT key, array_to_string(value, ',') FROM flypg_list"
 HEAL_S = 30.0
 STALE_S = 1.0  # a read may be served by a server that was deposed so long ago (its routers had not heard yet)
-QUIET = ("fill-wal", "fill-data", "laggard", "kill-pgbouncer", "freeze-fence")  # need another cluster, or harm nobody
+QUIET = ("fill-wal", "fill-data", "laggard")  # need a cluster of another kind, or have several victims
 ALONE = ("switchover", "restart-agent", "upgrade", "conflict")  # look themselves at what came of them
 DRILLED = ("storm-agent", "storm-postgres", "slow-etcd", "crowd", "lose-data", "lose-standby-data", *ALONE)
 LOST = ("lose-data", "lose-standby-data")  # never both: the second may have been the last copy
@@ -86,7 +89,7 @@ def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None
         try:
             while time.monotonic() < result.began + minutes * 60:
                 number += 1
-                _one(target, number, schedule(rng, namespaces=target.network is not None), rng, say)
+                _one(target, result, number, schedule(rng, namespaces=target.network is not None), rng, say)
                 if not probe.wait_acknowledged(time.monotonic(), HEAL_S):
                     raise TestbedError(f"no write was acknowledged within {HEAL_S:g} s of fault {number} being undone")
         except TestbedError as error:
@@ -103,7 +106,14 @@ def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None
     return result
 
 
-def _one(target: Target, number: int, chosen: Sequence[Fault], rng: random.Random, say: Callable[[str], None]) -> None:
+def _one(
+    target: Target,
+    result: Result,
+    number: int,
+    chosen: Sequence[Fault],
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> None:
     """One round of a soak."""
     hold_s = rng.uniform(0.5, 8.0)
     undos: list[Undo] = []
@@ -111,14 +121,20 @@ def _one(target: Target, number: int, chosen: Sequence[Fault], rng: random.Rando
     try:
         for fault in chosen:
             victim: Node = standby if fault.victim == "standby" else primary
-            undos.append(fault.begin(target, victim))
+            broken = time.monotonic()
+            with held():
+                undos.append(fault.begin(target, victim))
+            result.faults.append(Band(fault.name, broken, NEVER, victim.name))
             time.sleep(rng.uniform(0, 0.5))
         names = " and ".join(fault.name for fault in chosen)
         say(f"{number}: {names} ({primary.name} was primary) for {hold_s:.1f} s")
         time.sleep(hold_s)
     finally:
-        for undo in reversed(undos):
-            undo()
+        with held(), contextlib.ExitStack() as mending:  # each is undone, also when one cannot be
+            for undo in undos:
+                mending.callback(undo)
+        mended = time.monotonic()
+        result.faults = [replace(b, ended=min(b.ended, mended)) for b in result.faults]
     for place in (*target.nodes.values(), *target.etcd.values()):
         if place.process is not None and not place.running:
             place.start()

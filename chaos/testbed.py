@@ -25,6 +25,7 @@ from chaos import clocks, netns, processes, volumes
 from chaos.netns import Network
 from chaos.places import USUAL, Node, Place, environment
 from chaos.ports import free_ports
+from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.volumes import mount_disk, mount_small, unmount_below
 from cluster.model import Ports
@@ -192,7 +193,11 @@ class Testbed(Target):
         if self._closed:
             return
         self._closed = True
+        with held():
+            self._end()
         atexit.unregister(self.close)
+
+    def _end(self) -> None:
         for node in self.nodes.values():
             processes.send(node.all(), signal.SIGCONT)
             node.kill()

@@ -99,3 +99,10 @@ def _output(parser: Parser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the JSON here")
     parser.add_argument("--junit", metavar="FILE", help="write the verdicts as JUnit XML")
     parser.add_argument("--html", metavar="FILE", help="write a page with a picture of each drill")
+    parser.add_argument(
+        "--earlier",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="compare with the runs in this JSON, on the page; may be repeated",
+    )

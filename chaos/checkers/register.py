@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from chaos.history import NEVER, RegisterOp, Verdict
 
-LIMIT = 2_000_000  # steps of a search: some ten seconds
+LIMIT = 8_000_000  # steps of a search: some ten seconds
 
 
 def zones(ops: Sequence[RegisterOp], initial: int | None = None) -> str:
@@ -133,34 +134,48 @@ def _search(ops: Sequence[RegisterOp], initial: int | None, limit: int) -> tuple
         unanswered, answered = (unanswered + 1, answered) if op.done == NEVER else (unanswered, answered + 1)
     events = _Events(ops)
     state, taken = initial, (0, 0, 0)
+    wanted = Counter(op.value for op in ops if not op.is_write)  # reads that have no place yet, by what they saw
     seen: set[tuple[Taken, int | None]] = set()
     trail: list[tuple[int, int | None, Taken]] = []
-    at = events.next[events.head]
+    at, reading = events.next[events.head], True
     for step in range(limit):
         if events.next[events.head] == -1:
             return True, step
         index = events.op[at]
         op = ops[index]
         if not events.is_return[at]:
-            number = numbers[index]
-            then = _with_unanswered(taken, number) if op.done == NEVER else _with_answered(taken, number)
-            key = (then, op.value if op.is_write else state)
-            if (op.is_write or op.value == state) and key not in seen:
-                seen.add(key)
+            fits = op.is_write is not reading and (op.is_write or op.value == state)
+            if fits and op.done == NEVER and not wanted[op.value]:
+                fits = False  # it need not have happened, and nobody saw it
+            if fits:
+                number = numbers[index]
+                then = _with_unanswered(taken, number) if op.done == NEVER else _with_answered(taken, number)
+                if op.is_write:
+                    fits = (then, op.value) not in seen
+                    seen.add((then, op.value))
+            if fits:
                 trail.append((at, state, taken))
-                taken, state = key
+                taken, state = then, op.value
+                wanted[op.value] -= not op.is_write
                 events.lift(at)
-                at = events.next[events.head]
+                at, reading = events.next[events.head], True
             else:
                 at = events.next[at]
         elif op.done == NEVER:
             return True, step  # only operations that need not have happened are left
-        elif not trail:
-            return False, step
+        elif reading:
+            at, reading = events.next[events.head], False
         else:
-            at, state, taken = trail.pop()
-            events.put_back(at)
-            at = events.next[at]
+            while trail:
+                at, state, taken = trail.pop()
+                events.put_back(at)
+                undone = ops[events.op[at]]
+                if undone.is_write:
+                    at = events.next[at]
+                    break
+                wanted[undone.value] += 1  # a read that fits takes nothing from anybody: it has its place for good
+            else:
+                return False, step
     return None, limit
 
 

@@ -14,7 +14,8 @@ from chaos.bench_pooled import pooled
 from chaos.drills import DRILLS, Drill
 from chaos.history import NEVER
 from chaos.netns import NetworkError, available
-from chaos.report import as_dict, to_html
+from chaos.page import to_html
+from chaos.report import as_dict
 from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import TestbedError

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import platform
 import signal
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
-from chaos.checkout import commit
+from chaos.checkout import commit, postgres_version
 from chaos.clocks import library
 from chaos.drills import DRILLS, Drill
 from chaos.live import why_not
 from chaos.netns import NetworkError, available
-from chaos.report import as_dict, seconds, to_html, to_json, to_junit
+from chaos.page import to_html
+from chaos.report import Earlier, as_dict, earlier_runs, seconds, to_json, to_junit
 from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import Target, TestbedError
@@ -73,17 +76,22 @@ def chosen(names: list[str]) -> list[Drill]:
 def run(args: argparse.Namespace) -> Reply:
     """flypg drill run NAME…: each against a testbed of its own kind, or all against the local cluster."""
     drills = chosen(args.names)
+    earlier = checked(args)
     if args.cluster is not None:
         from flypg.commands import drill_cluster  # which imports this module
 
-        return drill_cluster.run(args, drills)
+        return drill_cluster.run(args, drills, earlier)
     if args.etcd or args.through:
         raise BadInput("--etcd and --through are for drills of a live cluster: add --cluster")
+    if args.nodes < 2:
+        raise BadInput("--nodes must be at least 2: somebody has to take over")
     progress = Progress()
     results: list[Result] = []
     skipped: dict[str, str] = {}
     problem = ""
-    with ended_in_order():
+    where = " --local" if args.local else " --namespaces" if args.namespaces else ""
+    where += f" --nodes {args.nodes}" if args.nodes != 3 else ""
+    with ended_in_order(), written_at_the_end(args, results, earlier):
         try:
             for needs, group in _by_needs(drills, local_only=args.local):
                 why = _impossible(needs, args)
@@ -92,11 +100,15 @@ def run(args: argparse.Namespace) -> Reply:
                     continue
                 with _target(args, group[0], progress) as target:
                     for drill in group:
+                        if len(target.nodes) < drill.nodes:
+                            skipped[drill.name] = f"needs {drill.nodes} nodes"
+                            continue
                         for number in range(args.repeat):
-                            results.append(run_drill(target, drill, seed=args.seed + number, say=progress.done))
+                            result = run_drill(target, drill, seed=args.seed + number, say=progress.done)
+                            result.again = f"{result.replay}{where}"
+                            results.append(result)
         except (TestbedError, NetworkError) as error:
             problem = str(error)
-    write(args, results)
     return summary(results, skipped, problem)
 
 
@@ -162,21 +174,53 @@ def ended_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def about() -> dict[str, str]:
-    """What was tested, and on what."""
-    return {"commit": commit(), "Python": platform.python_version(), "kernel": platform.release()}
+def checked(args: argparse.Namespace) -> dict[str, list[Earlier]]:
+    """Look at the files of a report before anything is broken; the earlier runs that it is compared with. Raises
+    BadInput."""
+    for option, path in (("--output", args.output), ("--junit", args.junit), ("--html", args.html)):
+        if path and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+            raise BadInput(f"{option} {path}: no file can be written there")
+    earlier: dict[str, list[Earlier]] = {}
+    for path in args.earlier:
+        try:
+            found = earlier_runs(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--earlier {path}: {getattr(error, 'strerror', None) or error}") from None
+        for name, runs in found.items():
+            earlier.setdefault(name, []).extend(runs)
+    return earlier
 
 
-def write(args: argparse.Namespace, results: list[Result], told: dict[str, str] | None = None) -> None:
-    """Write the files that were asked for; `told` is what they say was tested."""
-    told = told or about()
-    for path, text in ((args.junit, to_junit), (args.html, to_html)):
-        if path and results:
-            Path(path).write_text(text(results, told), encoding="utf-8")
-            print(f"  wrote {path}", file=sys.stderr)
-    if args.output and results:
-        Path(args.output).write_text(to_json(results, told), encoding="utf-8")
-        print(f"  wrote {args.output}", file=sys.stderr)
+def about(*, cluster: str = "") -> dict[str, str]:
+    """What was tested, and on what; `cluster`: the name of a live one, whose servers are elsewhere."""
+    told = {"flypg": metadata.version("flypg"), "commit": commit()}
+    if cluster:
+        return {"cluster": cluster, **told}
+    if version := postgres_version():
+        told["PostgreSQL"] = version
+    machine = {"processors": str(os.cpu_count()), "kernel": platform.release()}
+    return told | machine | {"Python": platform.python_version()}
+
+
+@contextlib.contextmanager
+def written_at_the_end(
+    args: argparse.Namespace, results: list[Result], earlier: dict[str, list[Earlier]], *, cluster: str = ""
+) -> Iterator[None]:
+    """Write the files that were asked for, also when the drills were broken off."""
+    try:
+        yield
+    finally:
+        if results:
+            told = about(cluster=cluster)
+            wanted: list[tuple[str | None, Callable[[], str]]] = [
+                (args.junit, lambda: to_junit(results, told)),
+                (args.html, lambda: to_html(results, told, earlier)),
+                (args.output, lambda: to_json(results, told)),
+            ]
+            for path, text in wanted:
+                if path:
+                    Path(path).write_text(text(), encoding="utf-8")
+                    print(f"  wrote {path}", file=sys.stderr)
 
 
 def summary(results: list[Result], skipped: dict[str, str], problem: str) -> Reply:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from chaos.drills import DRILLS, Drill
 from chaos.live import LiveCluster, adapted, fault_of, longest_s, why_not
 from chaos.remote import Remote
+from chaos.report import Earlier
 from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import TestbedError
@@ -23,7 +24,7 @@ from cluster.settings import load_values
 from cluster.store import OperatorStore
 from flypg import local
 from flypg.commands.change import confirm
-from flypg.commands.drill import about, ended_in_order, summary, write
+from flypg.commands.drill import ended_in_order, summary, written_at_the_end
 from flypg.local_processes import identify, remember
 from flypg.primary import password_of
 from flypg.progress import Progress
@@ -33,7 +34,7 @@ from flypg.target import Target, connected, find, whoami
 SETTLE_S = 10.0  # a cluster that is healthy says so within this time
 
 
-def run(args: argparse.Namespace, drills: Sequence[Drill]) -> Reply:
+def run(args: argparse.Namespace, drills: Sequence[Drill], earlier: dict[str, list[Earlier]]) -> Reply:
     """Raises BadInput or Refused before anything was broken."""
     _understood(args)
     through = [_place(written) for written in args.through]
@@ -60,13 +61,13 @@ def run(args: argparse.Namespace, drills: Sequence[Drill]) -> Reply:
         wanted, impossible = _possible(wanted, remotes)
         _allowed(args, cluster, target, wanted, view.members)
         if wanted:
-            with ended_in_order(), cluster.database():
+            files = written_at_the_end(args, results, earlier, cluster=target.cluster)
+            with ended_in_order(), files, cluster.database():
                 problem = _run_all(cluster, wanted, args, results, progress.done)
     except (TestbedError, WireError) as error:
         problem = str(error)
     finally:
         cluster.close()
-    write(args, results, about() | {"cluster": target.cluster})
     return summary(results, skipped | impossible, problem)
 
 
@@ -164,6 +165,7 @@ def _run_all(
     left = [(drill, number) for drill in drills for number in range(args.repeat)]
     for drill, number in left:
         result = run_drill(cluster, drill, seed=args.seed + number, say=say)
+        result.again = f"{result.replay} --cluster"
         results.append(result)
         missing = cluster.watch.unhealthy(list(cluster.nodes))
         if result.healed is None or missing:

@@ -190,6 +190,39 @@ def test_both_register_checkers_agree_on_random_histories() -> None:
     assert min(verdicts.values()) > 300, verdicts  # both kinds were really there
 
 
+def has_an_order(ops: list[RegisterOp]) -> bool:
+    """Tries every order of every choice of the operations that may not have happened."""
+    sure, maybe = [op for op in ops if op.done != NEVER], [op for op in ops if op.done == NEVER]
+    for count in range(len(maybe) + 1):
+        for happened in itertools.combinations(maybe, count):
+            for order in itertools.permutations([*sure, *happened]):
+                value, latest = None, 0.0  # the latest beginning: what ended before it cannot come after it
+                for op in order:
+                    if op.done < latest or not (op.is_write or op.value == value):
+                        break
+                    value, latest = op.value if op.is_write else value, max(latest, op.invoked)
+                else:
+                    return True
+    return False
+
+
+def test_the_search_agrees_with_trying_every_order_of_values_written_again() -> None:
+    verdicts = {True: 0, False: 0}
+    for seed in range(1200):
+        rng = random.Random(seed)
+        ops = []
+        for _ in range(rng.randint(2, 6)):
+            start = rng.uniform(0, 5)
+            if rng.random() < 0.5:
+                ops.append(w(rng.randint(1, 2), start, NEVER if rng.random() < 0.3 else start + rng.uniform(0.1, 4)))
+            else:
+                ops.append(r(rng.choice([None, 1, 2]), start, start + rng.uniform(0.1, 4)))
+        expected = has_an_order(ops)
+        assert search(ops) is expected, (seed, ops)
+        verdicts[expected] += 1
+    assert min(verdicts.values()) > 200, verdicts
+
+
 def test_a_search_that_gives_up_says_so() -> None:
     ops = [RegisterOp(0, True, i % 3, 0, 100) for i in range(14)] + [RegisterOp(0, False, 7, 101, 102)]
     assert search(ops, limit=50) is None

@@ -6,13 +6,16 @@ import json
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import pytest
+
 from chaos.checkers.durability import durability
 from chaos.checkers.outage import outage
-from chaos.history import Outcome, Verdict, Write
+from chaos.history import NEVER, Outcome, Verdict, Write
+from chaos.page import story, to_html
 from chaos.phases import Band, failovers, phases, roles
-from chaos.report import to_html, to_json, to_junit
+from chaos.report import earlier_runs, to_json, to_junit
 from chaos.results import Result, Told
-from chaos.timeline import columns
+from chaos.timeline import Axis, _kinds, columns
 from cluster.model import Member, NodeId, NodeReport, Phase, Position, Promise, ServerState, View
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
@@ -110,6 +113,65 @@ def test_json_says_it_all() -> None:
     assert 0.2 < one["outage_s"]["steady"] < 0.4
 
 
+def test_what_never_ended_is_json_too() -> None:
+    r = result()
+    r.limit_s, r.outages = NEVER, [outage([], "steady", fault=FAULT)]
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    (one,) = json.loads(to_json([r], {}), parse_constant=refuse)["results"]
+    assert one["limit_s"] is None and one["outage_s"] == {"steady": None}
+    assert "for ever" in r.line and "Writes never came back." in story(r)
+
+
+def test_a_report_is_compared_with_earlier_ones() -> None:
+    before = earlier_runs(to_json([result(), result()], {"commit": "abc1234"}))
+    assert [run.commit for run in before["kill-postmaster"]] == ["abc1234"] * 2
+    page = to_html([result()], {}, before)
+    assert "2 before this one, median outage" in page and "abc1234" in page
+    assert "Earlier runs" not in to_html([result()], {})
+    assert "1 before this one" in to_html([result(), result()], {}), "runs of one report are compared, too"
+    for text in ("", "[]", "{}", '{"format_version": 9}', '{"format_version": 1, "results": [1]}'):
+        with pytest.raises(ValueError, match=r".+"):
+            earlier_runs(text)
+
+
+def test_the_story_is_told_in_a_few_sentences() -> None:
+    assert story(result()) == (
+        "Kill -9 of the primary's postmaster (n1). Clients could not write for 260 ms at most. Noticed after 20 ms:"
+        " postmaster of n1 died <&>. n2 had taken over 234 ms later. All 375 acknowledged writes are there. All nodes"
+        " were complete again 900 ms after it was mended."
+    )
+
+
+def test_what_failed_is_said_first() -> None:
+    bad = result()
+    bad.verdicts.append(Verdict("durability", False, "3 acknowledged writes are lost"))
+    page = to_html([bad], {})
+    assert page.index("Why it failed") < page.index("<svg") < page.index("not looked at")
+
+
+def test_pauses_of_a_client_that_writes_rarely_are_no_gaps() -> None:
+    writes = [Write("fresh", i, i * 0.16, i * 0.16 + 0.01, Outcome.OK) for i in range(20)]
+    assert set(_kinds(writes, Axis(0, 3, 0), 0.1)[1:-2]) == {"ok"}
+    assert "" in _kinds([*writes[:5], *writes[10:]], Axis(0, 3, 0), 0.1), "nobody tried: that is a gap"
+
+
+def test_junit_is_as_its_schema_says() -> None:
+    bad = result()
+    bad.verdicts.append(Verdict("durability", False, 'one "lost" <write>\x1b[31m'))
+    root = ET.fromstring(to_junit([bad], {"flypg": "0"}))
+    (suite,) = root
+    assert {"name", "tests", "failures", "errors", "time", "timestamp", "hostname"} <= suite.attrib.keys()
+    assert (root.get("tests"), root.get("failures"), suite.get("tests")) == ("3", "1", "3")
+    assert [e.tag for e in suite] == ["properties", *["testcase"] * 3, "system-out", "system-err"]
+    assert all({"name", "classname", "time"} <= case.attrib.keys() for case in suite.iter("testcase"))
+    assert all("type" in failure.attrib for failure in suite.iter("failure"))
+    bad.again = "flypg drill soak --seed 7 --minutes 30"
+    assert "flypg drill soak --seed 7" in to_junit([bad], {})
+
+
 def test_junit_has_a_case_per_verdict_and_no_silent_green() -> None:
     bad = result()
     bad.verdicts.append(Verdict("durability", False, 'one "lost" <write>'))
@@ -129,7 +191,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
             self.open: list[str] = []
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag not in ("meta",):
+            if tag not in ("meta", "br"):
                 self.open.append(tag)
             assert not any(name in ("src", "onclick") for name, _ in attrs)
             assert tag != "script"
