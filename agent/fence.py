@@ -29,11 +29,13 @@ class Fence:
     def __init__(self, run_dir: Path, on_fired: Callable[[int], None]) -> None:
         """`on_fired` is called with the postmaster's pid when the fence begins to stop it."""
         self.fired = 0  # how often
+        self.on_paused: Callable[[], None] = lambda: None  # it has paused the pooler of `pause_at_death`
         self._pid_file = run_dir / "fence.pid"
         self._on_fired = on_fired
         self._order: str | None = None  # None: not told anything yet
         self._confirmed: str | None = None
         self._will = ""
+        self._pause = ""
         self._pid: int | None = None
         self._stdin = self._stdout = -1
         self._buffer = b""
@@ -84,6 +86,11 @@ class Fence:
         """RESUME this PgBouncer at this boottime, or soon after our death; None: not any more."""
         self._will = f"unpause {'inf' if at is None else repr(at)} {pid} {start_time(pid) or 0}"
         self._write(self._will)
+
+    def pause_at_death(self, pid: int) -> None:
+        """PAUSE this PgBouncer the moment the postmaster of `arm` dies; 0: none."""
+        self._pause = f"pause {pid} {start_time(pid) or 0}" if pid else "pause 0 0"
+        self._write(self._pause)
 
     async def stop(self) -> None:
         """End the fence and its supervision: nothing will be stopped any more."""
@@ -174,8 +181,8 @@ class Fence:
         os.set_blocking(self._stdout, False)
         asyncio.get_running_loop().add_reader(self._stdout, self._hear)
         self._send()
-        if self._will:
-            self._write(self._will)
+        for line in filter(None, (self._will, self._pause)):
+            self._write(line)
 
     def _hear(self) -> None:
         """Read what the fence says."""
@@ -191,9 +198,11 @@ class Fence:
             word, _, rest = line.decode().partition(" ")
             if word == "ready":
                 self._ready.set()
-            elif word == "ok" and not rest.startswith("unpause"):
+            elif word == "ok" and not rest.startswith(("unpause", "pause")):
                 self._confirmed = rest
                 self._end_those_before()
+            elif word == "paused":
+                self.on_paused()
             elif word == "fired":
                 self.fired += 1
                 self._log.error("fence_fired", extra={"postmaster": rest})

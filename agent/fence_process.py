@@ -9,11 +9,15 @@ Commands come as lines on standard input:
     disarm                       there is nothing to stop
     unpause TIME PID START       RESUME (SIGUSR2) this PgBouncer at TIME, or soon after the agent's death (a PAUSE would
                                  outlive it, and its clients wait for ever); `inf` for never
-Each is answered on standard output by `ok LINE`; a stop is told by `fired PID`. When standard input ends, the agent has
-died: the fence keeps its last order, so that the next agent has time to take over, and leaves when there is none.
+    pause PID START              PAUSE (SIGUSR1) this PgBouncer the moment the postmaster dies: it would turn clients
+                                 away whose server refuses; 0 for none
+Each is answered on standard output by `ok LINE`; a stop is told by `fired PID`, a PAUSE by `paused PID`. When standard
+input ends, the agent has died: the fence keeps its last order, so that the next agent has time to take over, and leaves
+when there is none.
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -21,6 +25,7 @@ import sys
 import time
 
 GRACE_S = 0.5  # from SIGQUIT to SIGKILL
+HOLD_S = 10.0  # the longest PAUSE, unless the agent says otherwise
 BEQUEST_S = 3.0  # from the agent's death to the RESUME: the next agent may be here before
 LONGEST_SLEEP_S = 0.2  # poll() stands still while the machine sleeps, CLOCK_BOOTTIME does not
 
@@ -65,6 +70,26 @@ def family(root: int, exe: str, directory: str, *, latest: float) -> list[int]:
     return sorted(related - {root, os.getpid()})
 
 
+def alive_pipe(postmaster: int) -> int:
+    """The pipe by whose end PostgreSQL's processes know that their postmaster has died (its only writer), open to read;
+    -1 when it is not found. It is told from the logger's, which ends in 1 and 2, and from PostgreSQL 13's pipe for
+    signals, which nobody may wait to write to."""
+    ends: dict[str, dict[int, tuple[str, bool]]] = {}
+    try:
+        for number in os.listdir(f"/proc/{postmaster}/fd"):
+            pipe = link(postmaster, f"fd/{number}")
+            if int(number) > 2 and pipe.startswith("pipe:"):
+                with open(f"/proc/{postmaster}/fdinfo/{number}") as file:
+                    flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
+                ends.setdefault(pipe, {})[flags & os.O_ACCMODE] = (number, bool(flags & os.O_NONBLOCK))
+        for found in ends.values():
+            if os.O_WRONLY in found and not found[os.O_WRONLY][1] and found.get(os.O_RDONLY, ("", False))[1]:
+                return os.open(f"/proc/{postmaster}/fd/{found[os.O_RDONLY][0]}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # it has just ended
+        pass
+    return -1
+
+
 def send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -84,6 +109,8 @@ class Fence:
         self.attended = True  # is there an agent?
         self.unpause_at = float("inf")
         self.pooler = (0, 0)  # pid and start time of the PgBouncer
+        self.pause_at_death = (0, 0)  # the same, of one that is led to our postmaster
+        self.pipe = -1
         self.poll = select.poll()
         self.poll.register(0, select.POLLIN)
 
@@ -127,6 +154,34 @@ class Fence:
             self.disarm()
         elif word == "unpause":
             self.unpause_at, self.pooler = float(rest[0]), (int(rest[1]), int(rest[2]))
+        elif word == "pause":
+            self.pause_at_death = (int(rest[0]), int(rest[1]))
+            self.listen_for_death()
+
+    def listen_for_death(self) -> None:
+        """Let the kernel send the PAUSE: PostgreSQL's backends end at once when their postmaster dies, and its port
+        refuses; what we could send would come too late."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+        pid, start = self.pause_at_death
+        found = stat(pid) if pid else None
+        self.pipe = alive_pipe(self.pid) if self.pid and found is not None and found[1] == start else -1
+        if self.pipe >= 0:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                fcntl.fcntl(self.pipe, fcntl.F_SETOWN, pid)
+                fcntl.fcntl(self.pipe, fcntl.F_SETSIG, signal.SIGUSR1)
+                fcntl.fcntl(self.pipe, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+
+    def pause(self) -> None:
+        """Hold the clients of the PgBouncer that is led to our postmaster, if the kernel has not done so already."""
+        pid, start = self.pause_at_death
+        found = stat(pid) if pid else None
+        if found is None or found[1] != start:
+            return
+        if self.unpause_at == float("inf"):
+            self.unpause_at, self.pooler = boottime() + (HOLD_S if self.attended else BEQUEST_S), (pid, start)
+        send(pid, signal.SIGUSR1)
+        answer(f"paused {pid}")
 
     def unpause(self) -> None:
         """By signal: a suspended PgBouncer takes no new connection of its console."""
@@ -151,12 +206,14 @@ class Fence:
         self.valid_until, self.pid, self.start = valid_until, pid, start
         self.exe, self.directory = link(pid, "exe"), link(pid, "cwd")
         self.poll.register(self.pidfd, select.POLLIN)
+        self.listen_for_death()
 
     def disarm(self) -> None:
         self.pid = 0
         self.died_at = self.valid_until = float("inf")
         if self.pidfd >= 0:
             self.forget_postmaster()
+        self.listen_for_death()
 
     def forget_postmaster(self) -> None:
         with contextlib.suppress(KeyError):  # it died, or was never registered
@@ -166,6 +223,7 @@ class Fence:
 
     def postmaster_died(self) -> None:
         """Its backends may outlive it for a moment, so the order stands."""
+        self.pause()
         self.died_at = boottime()
         self.forget_postmaster()
 
@@ -173,6 +231,7 @@ class Fence:
         """Immediate shutdown; what is left after the grace is killed. The postmaster is frozen for that, so that it
         forks no more, and killed last. One that was started after ours had died is somebody else's business."""
         answer(f"fired {self.pid}")
+        self.pause()
         latest = min(self.died_at, boottime())
         if self.pidfd >= 0:
             signal.pidfd_send_signal(self.pidfd, signal.SIGQUIT)

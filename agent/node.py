@@ -109,7 +109,16 @@ class Node:
             log=logging.getLogger("flypg.keeper"),
             config=KeeperConfig(parts.ttl_s, parts.margin_s, secrets.token_hex(4), parts.version, parts.sentinel),
         )
-        self.pooling = Pooling(parts.pooler, door(parts.haproxy), self.clock, self.fence.unpause, self.keeper_wake.ring)
+        self.pooling = Pooling(
+            parts.pooler,
+            parts.member.node,
+            door(parts.haproxy),
+            self.clock,
+            self.fence.unpause,
+            self.keeper_wake.ring,
+            self.fence.pause_at_death,
+        )
+        self.fence.on_paused = self.pooling.paused
         self.keeper.drained = self.pooling.drained
         self.watch.on_contact = self._contact
         self.instance.on_change = self._instance_changed

@@ -32,22 +32,28 @@ STATS_AGE_S = 5.0
 class Pooling:
     """This node's pooler, if there is one.
 
-    It connects through this node's HAProxy, which never refuses: while there is no primary, a connection of the pooler
-    waits there like any other client's. Clients are held in the pooler itself while there is no primary, for a planned
-    change when transactions are to end first, and from the moment the primary seems to have died: a login of the pooler
-    that died with it makes PgBouncer turn clients away (see pooler_release.py)."""
+    It connects through this node's HAProxy, which never refuses: while there is no primary, a connection of the
+    pooler waits there like any other client's. On the primary's own node it goes straight to the server, which spares
+    it the proxy; what HAProxy cuts off when the primary changes, the end of that server cuts off too. Clients are
+    held in the pooler itself while there is no primary, for a planned change when transactions are to end first, and
+    from the moment the primary seems to have died: a login of the pooler that died with it makes PgBouncer turn
+    clients away (see pooler_release.py).
+    """
 
     def __init__(
         self,
         settings: PoolerSettings | None,
+        me: NodeId,
         door: Address,
         clock: Clock,
         last_will: LastWill,
         on_drained: Callable[[], None],
+        pause_at_death: Callable[[int], None] = lambda pid: None,
     ) -> None:
-        """`door`: HAProxy's address for the primary."""
+        """`door`: HAProxy's address for the primary. The rest: see Pooler."""
+        self._me = me
         self._door = door
-        self.pooler = Pooler(settings, clock, last_will, on_drained) if settings is not None else None
+        self.pooler = Pooler(settings, clock, last_will, on_drained, pause_at_death) if settings is not None else None
         self._handover = False  # clients wait for a planned change
         self._doubt: int | None = None  # the term whose primary has gone away, as it seems
         self._last: tuple[Snapshot, bool] | None = None  # what `route` was told
@@ -96,7 +102,9 @@ class Pooling:
         self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
         servers = tuple(sorted(address_of(m) for m in view.members if m.node in snap.reports))
         held = self._handover or not there or self._doubt is not None
-        self.pooler.route(None if held else self._door, spec, max(1, len(view.members)), servers)
+        mine = view.member(self._me) if view.primary == self._me else None
+        at = address_of(mine) if mine is not None else self._door
+        self.pooler.route(None if held else at, spec, max(1, len(view.members)), servers, here=mine is not None)
 
     def doubt(self, term: int) -> None:
         """The primary of this term seems to have gone away: clients wait until it is found again, or another one."""
@@ -112,6 +120,11 @@ class Pooling:
             view = self._last[0].view
             if view is not None and view.primary == node:
                 self.doubt(view.term)
+
+    def paused(self) -> None:
+        """The fence holds clients: the server they were led to straight has died."""
+        if self.pooler is not None:
+            self.pooler.paused()
 
     def certain(self, term: int) -> None:
         """It is there."""

@@ -7,7 +7,8 @@ fence keeps it): RESUME at a given time, or soon after our death. One that waits
 sessions of session mode, is not waited for: new ones are held even so.
 
 A primary that has died is another matter: PgBouncer may turn clients away from that moment on, so `hold` gives the
-PAUSE by signal, at once. The address should be one where connections are held rather than refused meanwhile.
+PAUSE by signal, at once. The address should be one where connections are held rather than refused meanwhile. This
+node's own server is none of these: while it is asked straight, the fence gives the PAUSE the moment it dies.
 """
 
 from __future__ import annotations
@@ -47,14 +48,22 @@ class Pooler:
     """This node's PgBouncer: `start`, then `route` whenever the primary or the wishes have changed."""
 
     def __init__(
-        self, settings: PoolerSettings, clock: Clock, last_will: LastWill, on_drained: Callable[[], None]
+        self,
+        settings: PoolerSettings,
+        clock: Clock,
+        last_will: LastWill,
+        on_drained: Callable[[], None],
+        pause_at_death: Callable[[int], None] = lambda pid: None,
     ) -> None:
-        """`on_drained` is called when a hold has no transaction left that runs, and when sessions have had time."""
+        """`pause_at_death`: PAUSE this process the moment this node's server dies; 0: none. It tells `paused` then.
+
+        `on_drained` is called when a hold has no transaction left that runs, and when sessions have had time."""
         self.console = Console(settings.run_dir, settings.port)
         self.drained = False  # held, and no pooled transaction runs
         self._settings = settings
         self._clock = clock
         self._last_will = last_will
+        self._pause_at_death = pause_at_death
         self._on_drained = on_drained
         self._owner = owner_of(settings.user)
         self._resolver = Resolver()
@@ -126,10 +135,22 @@ class Pooler:
         if self._program is not None:
             await self._program.abandon()
 
-    def route(self, primary: Address | None, spec: Spec, poolers: int, servers: tuple[Address, ...] = ()) -> None:
+    def route(
+        self,
+        primary: Address | None,
+        spec: Spec,
+        poolers: int,
+        servers: tuple[Address, ...] = (),
+        *,
+        here: bool = False,
+    ) -> None:
         """Lead clients to `primary`, or hold them while it is None. Done at once by a task of ours, which tries again
-        what fails. `servers`: those that `primary` may lead to; none: it is the server itself."""
-        pools = Pools(None, share(pool_size(spec), poolers), PoolMode(spec.pool_mode), modes(spec))
+        what fails. `servers`: those that `primary` may lead to; none: it is the server itself. `here`: it is this
+        node's own, which may be asked without TLS; not if the operator wrote who may come how."""
+        plain = here and not spec.hba
+        pools = Pools(
+            None, share(pool_size(spec), poolers), PoolMode(spec.pool_mode), modes(spec), here=here, plain=plain
+        )
         if (primary, pools, servers) != self._wanted:
             self._wanted = (primary, pools, servers)
             self._wake.set()
@@ -140,6 +161,12 @@ class Pooler:
             self._begin_hold()
             self._signal(signal.SIGUSR1)
             self._holding.set()
+
+    def paused(self) -> None:
+        """Somebody else has given the PAUSE: whether clients are to wait is looked at again."""
+        if self._held is False:
+            self._held = None
+            self._wake.set()
 
     def refresh(self) -> None:
         """Its certificate, or whom it trusts, has changed: it loads that, and drops nobody."""
@@ -179,7 +206,9 @@ class Pooler:
                 self._begin_hold()
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
             self._let_in_by = None
-            await self._reload(replace(pools, primary=self._pools.primary, verified=self._pools.verified))
+            was = self._pools
+            same = replace(pools, primary=was.primary, verified=was.verified, here=was.here, plain=was.plain)
+            await self._reload(same)
             return
         tls = self._settings.tls
         verified = all(tls.verifies(at.host, at.port) for at in servers or (primary,))
@@ -239,6 +268,7 @@ class Pooler:
             self._write(pools)
             await self.console.ask("RELOAD")
             self._loaded = text
+            self._pause_at_death(self.pid if pools.here and self.pid is not None else 0)
         self._pools = pools
 
     def _write(self, pools: Pools) -> None:

@@ -40,6 +40,8 @@ class Pools:
     mode: PoolMode = PoolMode.SESSION
     modes: Mapping[str, PoolMode] = field(default_factory=dict)  # by database
     verified: bool = False  # the primary shows a certificate that can be verified
+    here: bool = False  # it is this node's own server
+    plain: bool = False  # which may be asked without TLS: nothing leaves the machine
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -119,7 +121,9 @@ def _tls(settings: PoolerSettings, pools: Pools) -> dict[str, object]:
         found["client_tls_sslmode"] = "require" if tls.required else "prefer"
         found["client_tls_cert_file"] = tls.shown.certificate
         found["client_tls_key_file"] = tls.shown.key
-    if pools.verified:
+    if pools.plain and not tls.required:
+        found["server_tls_sslmode"] = "disable"
+    elif pools.verified:
         found["server_tls_sslmode"] = "verify-ca"
         found["server_tls_ca_file"] = tls.bundle
     return found

@@ -141,6 +141,70 @@ async def test_a_renewal_and_a_disarm_keep_it_running(run_dir: Path, victim: sub
         assert fence.fired == 0
 
 
+@contextlib.contextmanager
+def pooler_stand_in() -> Iterator[tuple[int, Callable[[], str]]]:
+    """Tells which signal it got; its pid."""
+    script = "trap 'echo pause' USR1; trap 'echo resume' USR2; echo ready; while :; do sleep 0.02; done"
+    with launch(["sh", "-c", script]) as process:
+        output = process.stdout
+        assert output is not None and output.readline() == b"ready\n"
+        try:
+            yield process.pid, lambda: output.readline().decode().strip()
+        finally:
+            process.kill()
+
+
+async def test_a_pooler_is_paused_when_its_postmaster_dies(run_dir: Path, victim: subprocess.Popen[bytes]) -> None:
+    """Not before, and with a RESUME to come. What dies is no PostgreSQL, so it is the fence that sees it."""
+    paused = []
+    with pooler_stand_in() as (pooler, told):
+        async with fence_in(run_dir) as fence:
+            fence.on_paused = lambda: paused.append(now())
+            fence.pause_at_death(pooler)
+            await armed(fence, float("inf"), victim.pid)
+            assert not paused
+            victim.kill()
+            assert await asyncio.to_thread(told) == "pause"
+            await eventually(lambda: len(paused) == 1)
+            await fence.abandon()  # as if we had died: clients are not to wait for ever
+            assert await asyncio.to_thread(told) == "resume"
+
+
+@pytest.mark.parametrize("armed_first", [True, False])
+async def test_the_kernel_pauses_it_at_the_death_of_a_real_one(
+    run_dir: Path, postgres: PgServer, armed_first: bool
+) -> None:
+    """No program would be fast enough; the fence sleeps meanwhile."""
+    with pooler_stand_in() as (pooler, told):
+        async with fence_in(run_dir) as fence:
+            if not armed_first:
+                fence.pause_at_death(pooler)
+            await armed(fence, float("inf"), postgres.process.pid)
+            if armed_first:
+                fence.pause_at_death(pooler)
+                await armed(fence, now() + 600, postgres.process.pid)  # said after it, so it has heard both
+            assert fence.pid is not None
+            os.kill(fence.pid, signal.SIGSTOP)
+            postgres.send(signal.SIGKILL)
+            try:
+                assert await asyncio.to_thread(told) == "pause"
+            finally:
+                os.kill(fence.pid, signal.SIGCONT)
+
+
+async def test_nobody_is_paused_who_is_led_elsewhere(run_dir: Path, postgres: PgServer) -> None:
+    with pooler_stand_in() as (pooler, told):
+        async with fence_in(run_dir) as fence:
+            fence.pause_at_death(pooler)
+            await armed(fence, float("inf"), postgres.process.pid)
+            fence.pause_at_death(0)
+            await armed(fence, now() + 600, postgres.process.pid)
+            postgres.send(signal.SIGKILL)
+            await asyncio.to_thread(postgres.process.wait)
+            os.kill(pooler, signal.SIGUSR2)
+            assert await asyncio.to_thread(told) == "resume", "the first that it got"
+
+
 async def test_frozen_postgres_is_killed_with_all_its_processes(run_dir: Path, postgres: PgServer) -> None:
     with postgres.connect() as connection:
         family = [postgres.process.pid, *children(postgres.process.pid)]

@@ -120,6 +120,45 @@ async def test_a_dead_primary_costs_the_statements_under_way(
         a.start()
 
 
+async def test_of_a_server_that_is_asked_straight_the_fence_sees_the_death(
+    settings: PoolerSettings, servers: tuple[PgServer, PgServer]
+) -> None:
+    """Its port refuses at once, so nobody could be told in time; then clients wait for another one."""
+    a, b = servers
+    fence = Fence(settings.log_dir, lambda pid: None)
+    await fence.start()
+    pooler = Pooler(settings, SystemClock(), fence.unpause, lambda: None, fence.pause_at_death)
+    told = asyncio.Event()
+
+    def paused() -> None:
+        pooler.route(None, SPEC, 1)
+        pooler.paused()
+        told.set()
+
+    fence.on_paused = paused
+    await pooler.start()
+    try:
+        pooler.route(address(a), SPEC, 1, here=True)
+        await released(pooler)
+        fence.arm(float("inf"), a.process.pid)
+        await eventually(lambda: fence.confirmed)
+        with Load(settings, reconnect=True) as load:
+            await eventually(lambda: load.done > 50)
+            a.process.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(a.process.wait)
+            await asyncio.wait_for(told.wait(), 30)
+            pooler.route(address(b), SPEC, 1)
+            await progress(load)
+        assert len(load.errors) <= load.clients
+        assert not [text for text in load.errors if "login" in text], "nobody is turned away"
+        a.start()
+        pooler.paused()  # said once too often, or too late
+        assert await asyncio.to_thread(ask, settings, "SELECT 1") == [(1,)]
+    finally:
+        await pooler.stop()
+        await fence.stop()
+
+
 async def test_a_login_that_dies_with_the_primary_turns_nobody_away(
     settings: PoolerSettings, servers: tuple[PgServer, PgServer]
 ) -> None:

@@ -87,6 +87,14 @@ def test_the_primary_is_verified_when_that_is_possible() -> None:
     assert "server_tls_ca_file = /ca.crt" in found
 
 
+def test_the_server_of_the_same_node_is_asked_without_tls_unless_tls_is_required() -> None:
+    tls = TlsState(bundle=Path("/ca.crt"), shown=Tls(Path("/c.pem"), Path("/c.pem"), "abc"))
+    settings, pools = replace(SETTINGS, tls=tls), replace(POOLS, here=True, plain=True, verified=True)
+    assert "server_tls_sslmode = disable" in config.render(settings, pools, (1, 18))
+    tls.required = True
+    assert "server_tls_sslmode = verify-ca" in config.render(settings, pools, (1, 18))
+
+
 def test_pools_as_the_console_shows_them() -> None:
     row = {
         "database": "shop",

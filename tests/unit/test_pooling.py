@@ -15,7 +15,8 @@ from cluster.clock import SystemClock
 from cluster.model import Handover, HandoverStage, Member, NodeId, Phase, Snapshot, Spec, View
 
 N1, N2 = NodeId("n1"), NodeId("n2")
-DOOR = Address("127.0.0.1", 5432)
+N3 = NodeId("n3")
+DOOR, HERE = Address("127.0.0.1", 5432), Address("10.0.0.1", 5433)
 OPEN = View(7, Phase.OPEN, N1, 3, (), members=(Member(N1, "10.0.0.1"), Member(N2, "10.0.0.2")))
 NEXT = replace(OPEN, term=8, primary=N2)
 STOPPING = replace(OPEN, handover=Handover("r1", N2, HandoverStage.STOP))
@@ -30,8 +31,17 @@ class Recorder:
     def hold(self) -> None:
         self.told.append("at once")
 
-    def route(self, primary: Address | None, spec: Spec, poolers: int, servers: tuple[Address, ...] = ()) -> None:
-        self.told.append("held" if primary is None else "led")
+    def route(
+        self,
+        primary: Address | None,
+        spec: Spec,
+        poolers: int,
+        servers: tuple[Address, ...] = (),
+        *,
+        here: bool = False,
+    ) -> None:
+        assert here == (primary == HERE) or primary is None
+        self.told.append({DOOR: "led", HERE: "straight", None: "held"}[primary])
 
 
 def snap(view: View) -> Snapshot:
@@ -65,11 +75,24 @@ STORIES = [
 ]
 
 
-@pytest.mark.parametrize(("story", "steps"), STORIES, ids=[s[0] for s in STORIES])
-def test_when_clients_are_held(story: str, steps: list[tuple[tuple[View, bool] | tuple[str, int], list[str]]]) -> None:
-    pooling = Pooling(None, DOOR, SystemClock(), lambda at, pid: None, lambda: None)
+def pooling_of(me: NodeId) -> tuple[Pooling, Recorder]:
+    pooling = Pooling(None, me, DOOR, SystemClock(), lambda at, pid: None, lambda: None)
     recorder = Recorder()
     pooling.pooler = cast(Pooler, recorder)
+    return pooling, recorder
+
+
+def test_the_primarys_own_node_goes_straight_to_its_server() -> None:
+    pooling, recorder = pooling_of(N1)
+    pooling.route(snap(OPEN), there=True)
+    pooling.route(snap(NEXT), there=False)
+    pooling.route(snap(NEXT), there=True)
+    assert recorder.told == ["straight", *AT_ONCE, "led"]
+
+
+@pytest.mark.parametrize(("story", "steps"), STORIES, ids=[s[0] for s in STORIES])
+def test_when_clients_are_held(story: str, steps: list[tuple[tuple[View, bool] | tuple[str, int], list[str]]]) -> None:
+    pooling, recorder = pooling_of(N3)
     for heard, expected in steps:
         recorder.told = []
         match heard:
