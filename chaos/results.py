@@ -80,4 +80,5 @@ class Result:
             f"{o.path} for ever" if o.length_s == NEVER else f"{o.path} {o.length_s:.2f} s" for o in self.outages
         )
         counted = f"lost {self.lost} of {self.durability.acknowledged}, doubly acknowledged {self.doubled}"
-        return f"{word}  {self.drill}: outage {told} (bar {self.bar_s:g} s); {counted}; {self.failovers} failovers"
+        why = "".join(f"; {v.checker}: {v.text}" for v in self.verdicts if v.ok is False)
+        return f"{word}  {self.drill}: outage {told} (bar {self.bar_s:g} s); {counted}; {self.failovers} failovers{why}"
