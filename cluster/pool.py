@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from cluster.model import Spec
 
-DATABASE = re.compile(r"[^\s=,\"\\;\[\]*]{1,63}\Z")  # what fits into PgBouncer's configuration as it is
+DATABASE = re.compile(r"[A-Za-z0-9_.-]{1,63}\Z")  # with any other name PgBouncer refuses its whole configuration
+CONSOLE = "pgbouncer"  # that, too
 
 
 class PoolMode(StrEnum):
@@ -65,8 +66,13 @@ def share(size: PoolSize, poolers: int) -> Share:
 
 
 def modes(spec: Spec) -> dict[str, PoolMode]:
-    """The databases whose mode differs from `spec.pool_mode`."""
-    return parse_modes(spec.pool_modes)
+    """The databases whose mode differs from `spec.pool_mode`. Names that a flypg of before took are left out."""
+    parts = (part.strip().partition("=") for part in spec.pool_modes.split(","))
+    return {name: PoolMode(mode) for name, _, mode in parts if mode in tuple(PoolMode) and _may_have_a_mode(name)}
+
+
+def _may_have_a_mode(database: str) -> bool:
+    return DATABASE.match(database) is not None and database != CONSOLE
 
 
 def parse_modes(text: str) -> dict[str, PoolMode]:
@@ -74,8 +80,13 @@ def parse_modes(text: str) -> dict[str, PoolMode]:
     found: dict[str, PoolMode] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         database, _, mode = part.partition("=")
-        if not DATABASE.match(database) or mode not in tuple(PoolMode):
+        if mode not in tuple(PoolMode):
             raise ValueError("must be DATABASE=session or DATABASE=transaction, several with commas between")
+        if not _may_have_a_mode(database):
+            raise ValueError(
+                f"{database!r} cannot have a mode of its own: PgBouncer takes letters, digits, _ . - in such a name,"
+                f" and {CONSOLE} is its own console"
+            )
         found[database] = PoolMode(mode)
     return found
 

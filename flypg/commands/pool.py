@@ -105,7 +105,7 @@ def change(args: argparse.Namespace) -> Reply:
 def asked(args: argparse.Namespace, spec: Spec) -> Spec:
     """The spec as the options want it. Raises BadInput or SettingsError. Pure."""
     texts = []
-    if args.database:
+    if args.database is not None:
         if not args.mode:
             raise BadInput("--database needs --mode: session, transaction, or default for that of the cluster")
         kept = {database: mode for database, mode in modes(spec).items() if database != args.database}
@@ -119,7 +119,10 @@ def asked(args: argparse.Namespace, spec: Spec) -> Spec:
             texts.append(f"pool_{key}={getattr(args, key)}")
     if not texts:
         raise BadInput("nothing to change: give --mode, --plan, --clients, --connections or --reserve")
-    return wishes.assign(spec, texts, OWNED)
+    new = wishes.assign(spec, texts, OWNED)
+    if args.reserve is not None and new.pool_reserve >= pool_size(new).connections:
+        raise BadInput(f"--reserve {args.reserve}: must be less than the {pool_size(new).connections} connections")
+    return new
 
 
 async def _change(args: argparse.Namespace, store: OperatorStore) -> Reply:

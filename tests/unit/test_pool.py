@@ -49,3 +49,8 @@ def test_modes_are_kept_in_one_form() -> None:
 def test_what_is_not_allowed_is_named(text: str) -> None:
     with pytest.raises(SettingsError, match=text.partition("=")[0]):
         wishes.assign(Spec(), [text], frozenset())
+
+
+def test_names_that_pgbouncer_would_choke_on_are_left_out() -> None:
+    """An older flypg took them, and PgBouncer then refused its configuration: nobody could connect."""
+    assert modes(Spec(pool_modes="pgbouncer=session,shop=transaction,ünï=session")) == {"shop": PoolMode.TRANSACTION}

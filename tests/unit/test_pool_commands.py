@@ -33,6 +33,13 @@ def test_refusals() -> None:
         asked(parse(["pool", "set"]), Spec())
     with pytest.raises(BadInput, match="--mode"):
         asked(parse(["pool", "set", "--database", "x"]), Spec())
+    with pytest.raises(BadInput, match="--reserve 10: must be less than the 10 connections"):
+        asked(parse(["pool", "set", "--connections", "10", "--reserve", "10"]), Spec())
+    with pytest.raises(SettingsError, match="pool_modes"):
+        asked(parse(["pool", "set", "--database", "", "--mode", "session"]), Spec())
+    for name in ("pgbouncer", "a b", "ünï", "a@b", 'we"ird'):
+        with pytest.raises(SettingsError, match="cannot have a mode of its own"):
+            asked(parse(["pool", "set", "--database", name, "--mode", "session"]), Spec())
     with pytest.raises(SettingsError, match="pool_clients"):
         asked(parse(["pool", "set", "--clients", "many"]), Spec())
 
