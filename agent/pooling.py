@@ -24,7 +24,9 @@ from postgres.doors import Doors
 from postgres.instance import Run
 
 HOLD_WITHIN_S = 0.1
+ACCESS_TICK_S = 0.5  # what is compared was read by the keeper: it costs nothing
 ACCESS_EVERY_S = 60.0
+ACCESS_RETRY_S = 3.0
 ACCESS_WITHIN_S = 20.0
 STATS_AGE_S = 5.0
 
@@ -191,26 +193,33 @@ def pool_stats(rows: Rows) -> tuple[PoolStats, ...]:
 async def access_loop(
     keeper: Keeper, config: InstanceConfig, pooler: PoolerSettings | None, log: logging.Logger
 ) -> Never:
-    """On the primary: databases made since follow the roles, and the pooler may look users up in them."""
+    """On the primary: databases made since follow the roles, and the pooler may look users up in them. A new database
+    is noticed in the keeper's next look: one made from template0 has nothing of what template1 hands down. Every
+    database is entered once in a term, for what a newer flypg has to change."""
 
     async def connect(database: str) -> Connection:
         return await connect_local(config, name="flypg access", database=database)
 
     password = pooler.password if pooler is not None else None
-    done_term = 0
+    done_term, done_at, done_for, not_before = 0, float("-inf"), "", 0.0
     while True:
-        await asyncio.sleep(1.0 if done_term == 0 else ACCESS_EVERY_S)
+        await asyncio.sleep(ACCESS_TICK_S)
         view = keeper.snap.view if keeper.snap is not None else None
         if view is None or view.phase is not Phase.OPEN or view.primary != keeper.member.node:
             continue
         seen = keeper.seen
         if view.handover is not None or seen is None or not seen.gate_open or seen.run is not Run.UP:
             continue
+        now = asyncio.get_running_loop().time()
+        first = view.term != done_term
+        if now < not_before or (not first and seen.databases == done_for and now - done_at < ACCESS_EVERY_S):
+            continue
         doors = Doors(connect)
         try:
-            changed = await doors.work(roles.follow(doors.open, pooler=password), ACCESS_WITHIN_S)
-            done_term = view.term
+            changed = await doors.work(roles.follow(doors.open, pooler=password, thorough=first), ACCESS_WITHIN_S)
+            done_term, done_at, done_for = view.term, now, seen.databases
             if changed:
                 log.info("databases follow the roles", extra={"databases": ", ".join(changed)})
         except FlypgError as error:
+            not_before = asyncio.get_running_loop().time() + ACCESS_RETRY_S
             log.warning("databases do not follow the roles yet", extra={"error": str(error)})

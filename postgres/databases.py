@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from psycopg.rows import class_row
@@ -36,7 +37,7 @@ async def databases(connection: Connection) -> list[DatabaseRow]:
 
 async def create(door: roles.Door, name: str) -> bool:
     """Make a database that follows the roles; False when it existed, which is made to follow them. Safe to repeat."""
-    check_name(name)
+    check_new_name(name)
     await roles.prepare(door)
     async with door("postgres") as connection:
         new = name not in {row.name for row in await databases(connection)}
@@ -65,5 +66,14 @@ def check_name(name: str) -> None:
     """Raises InstanceError when no database of an operator may be called that."""
     if not name or len(name.encode()) > 63 or "\0" in name or name.startswith("pg_"):
         raise InstanceError(f"{name!r} cannot be a name: it must have 1 to 63 bytes and not begin with pg_")
-    if name in PROTECTED_DATABASES | {"pgbouncer"}:
+    if name in PROTECTED_DATABASES:
         raise InstanceError(f"the database {name} is reserved")
+
+
+def check_new_name(name: str) -> None:
+    """Raises InstanceError when no new one may be called that."""
+    check_name(name)
+    if name == "pgbouncer":
+        raise InstanceError("the database pgbouncer is reserved: it is PgBouncer's own console")
+    if not name.strip() or any(unicodedata.category(character) == "Cc" for character in name):
+        raise InstanceError(f"{name!r} cannot be a name: it must not be blank or have control characters")

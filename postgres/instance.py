@@ -122,6 +122,7 @@ class InstanceState:
     data_generation: int = 0  # counts replacements of the data directory
     settings_generation: str = ""  # postgres.config.settings_fingerprint of what its files hold; "" means unknown
     slots: frozenset[str] = field(default_factory=frozenset)  # physical slots that exist
+    databases: str = ""  # of a primary: differs once a database was made
 
 
 class Instance(Protocol):

@@ -30,7 +30,9 @@ SELECT r AS in_recovery,
   (SELECT json_build_array(status, received_tli) FROM pg_stat_wal_receiver) AS receiver,
   (SELECT json_agg(json_build_array(pid, application_name, state, sync_state, flush_lsn,
      extract(epoch FROM replay_lag), reply_time::text)) FROM pg_stat_replication) AS walsenders,
-  (SELECT array_agg(slot_name::text) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary) AS slots
+  (SELECT array_agg(slot_name::text) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary) AS slots,
+  CASE WHEN r THEN '' ELSE (SELECT count(*) || ' ' || max(oid::int8) FROM pg_database WHERE datallowconn) END
+    AS databases
 FROM (SELECT pg_is_in_recovery() AS r) AS s
 """
 
@@ -50,6 +52,7 @@ class Look:
     receiver: list[Any] | None
     walsenders: list[list[Any]] | None
     slots: list[str] | None
+    databases: str = ""  # changes when one was made; "" on a standby
 
 
 async def look(connection: Connection) -> Look:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Role(StrEnum):
 
 
 GROUP = {Role.SCHEMA_ADMIN: text.SCHEMA_ADMIN, Role.WRITER: text.WRITER, Role.READER: text.READER}
+PLAIN = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 RESERVED = PROTECTED_USERS | {text.POOLER, *GROUP.values(), "public", "none"}
 
 
@@ -45,6 +47,7 @@ class UserRow:
     role: str  # a Role, or "app" (schema admin of some databases only), "superuser", "other"
     sessions: int
     databases: list[str] | None  # of an app: where it may connect; None: everywhere its role allows
+    login: bool  # False: to be dropped, which was broken off, or kept out by an operator
 
 
 def pooler_password(operator_password: str) -> str:
@@ -60,6 +63,15 @@ def check_name(name: str) -> None:
         raise InstanceError(f"{name} is reserved for flypg itself")
 
 
+def check_new_name(name: str) -> None:
+    """Raises InstanceError when nobody new may be called that."""
+    check_name(name)
+    if name == "pgbouncer":
+        raise InstanceError("pgbouncer is reserved: PgBouncer lets nobody in by that name")
+    if not name.strip() or any(unicodedata.category(character) == "Cc" for character in name):
+        raise InstanceError(f"{name!r} cannot be a name: it must not be blank or have control characters")
+
+
 async def prepare(door: Door) -> None:
     """Make the three groups, and have every database follow them, those made later too. Raises InstanceError when a
     role of such a name exists and is something else."""
@@ -71,9 +83,10 @@ async def prepare(door: Door) -> None:
     await follow(door)
 
 
-async def follow(door: Door, *, pooler: str | None = None) -> list[str]:
+async def follow(door: Door, *, pooler: str | None = None, thorough: bool = False) -> list[str]:
     """Bring databases that do not follow yet into line; returns their names. `pooler`: make the pooler's user, with
-    this password, and its look-up in every database. Without the groups only the pooler's part is done."""
+    this password, and its look-up in every database. Without the groups only the pooler's part is done. `thorough`:
+    look into every database, also for what an older flypg made there."""
     async with door("postgres") as connection:
         managed = (await _column(connection, text.MANAGED))[0] is True
         if pooler is not None:
@@ -83,31 +96,39 @@ async def follow(door: Door, *, pooler: str | None = None) -> list[str]:
         databases = await cursor.fetchall()
     changed = []
     for name, ready, pooled in databases:
-        if (ready or not managed) and (pooled or not has_pooler):
+        manage, pool = managed and (thorough or not ready), has_pooler and (thorough or not pooled)
+        if not manage and not pool:
             continue
         async with door(name) as connection:
-            await refusable(_follow_one(connection, name, managed=managed and not ready, pooled=has_pooler))
-        changed.append(str(name))
+            if await refusable(_follow_one(connection, ready or not manage, pooled or not pool, manage, pool)):
+                changed.append(str(name))
     return changed
 
 
-async def _follow_one(connection: Connection, name: str, *, managed: bool, pooled: bool) -> None:
+async def _follow_one(connection: Connection, ready: bool, pooled: bool, manage: bool, pool: bool) -> bool:
+    """Was anything to be done? `ready`, `pooled`: the database's own privileges say that nothing is."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('flypg.roles'))")
         await connection.execute("SET LOCAL search_path = pg_catalog; SET LOCAL default_transaction_read_only = off")
-        if pooled:
+        looked_up = not pool or (pooled and (await _column(connection, text.HAS_LOOKUP))[0] is True)
+        if not looked_up:
             await _run(connection, text.LOOKUP)
-            await connection.execute(sql.SQL(text.POOLER_CONNECTS).format(sql.Identifier(name)))
-        if managed:
+            await _run(connection, text.POOLER_CONNECTS)
+        marked = not manage or (ready and (await _column(connection, text.MARKED))[0] == text.MARK)
+        if not marked:
             await _manage(connection)
+    return not (looked_up and marked)
 
 
 async def _manage(connection: Connection) -> None:
     await connection.execute("CREATE SCHEMA IF NOT EXISTS flypg")
-    if (await _column(connection, text.MARKED))[0] != text.MARK:
+    marked = (await _column(connection, text.MARKED))[0]
+    if not marked:
         await _run(connection, text.KEEP_OTHERS)
         await _run(connection, text.IN_DATABASE)
+    if marked != text.MARK:
         await _run(connection, text.TRIGGER)
+        await _run(connection, text.ADOPT)
         await connection.execute(text.MARK_DATABASE.encode())
     await _run(connection, text.ON_DATABASE)
 
@@ -121,7 +142,7 @@ async def users(connection: Connection) -> list[UserRow]:
 
 async def create_user(connection: Connection, name: str, role: Role, password: str) -> None:
     """A user with this role in every database. Raises SqlRefused 42710 when the name is taken."""
-    check_name(name)
+    check_new_name(name)
     user = sql.Identifier(name)
     async with connection.transaction():
         await connection.execute(
@@ -130,16 +151,28 @@ async def create_user(connection: Connection, name: str, role: Role, password: s
         await _give(connection, name, role)
 
 
-async def set_role(connection: Connection, name: str, role: Role) -> None:
-    """Give a user this role instead of the one it had; its sessions end, so that none goes on with the old one."""
-    await _ours(connection, name)
-    async with connection.transaction():
-        await connection.execute(sql.SQL("ALTER ROLE {} INHERIT").format(sql.Identifier(name)))
-        await connection.execute(sql.SQL("ALTER ROLE {} RESET role").format(sql.Identifier(name)))
-        for group in GROUP.values():
-            await connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(group), sql.Identifier(name)))
-        await _give(connection, name, role)
-    await _end_sessions(connection, name)
+async def set_role(door: Door, name: str, role: Role) -> None:
+    """Give a user this role, and nothing else that it had: attributes, other memberships, what it owns, and rights of
+    its own unless it had one of the roles before. Its sessions end, so that none goes on with the old ones."""
+    async with door("postgres") as connection:
+        before = await _ours(connection, name)
+    await _take_over(door, name, before, rights=before.role not in list(Role))
+    user = sql.Identifier(name)
+    async with door("postgres") as connection:
+        async with connection.transaction():
+            await connection.execute(sql.SQL("ALTER ROLE {} INHERIT " + PLAIN).format(user))
+            await connection.execute(sql.SQL("ALTER ROLE {} RESET role").format(user))
+            for database in before.databases or []:
+                where = sql.Identifier(database)
+                await connection.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} RESET role").format(user, where))
+            cursor = await connection.execute(text.MEMBER_OF, (name,))
+            for group, grantor in await cursor.fetchall():
+                leave = sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(group), user)
+                if connection.info.server_version >= 160000:  # each grantor's grant is one of its own
+                    leave += sql.SQL(" GRANTED BY {}").format(sql.Identifier(grantor))
+                await connection.execute(leave)
+            await _give(connection, name, role)
+        await _end_sessions(connection, name)
 
 
 async def set_password(connection: Connection, name: str, password: str) -> None:
@@ -153,7 +186,7 @@ async def create_app(door: Door, name: str, database: str, password: str) -> boo
     """A user that is schema admin of `database` only; True when it was new, else it gets this password.
 
     It does not inherit its group's right to connect elsewhere, and becomes the group in its own database."""
-    check_name(name)
+    check_new_name(name)
     user, where = sql.Identifier(name), sql.Identifier(database)
     async with door("postgres") as connection:
         found = [u for u in await users(connection) if u.name == name]
@@ -174,18 +207,37 @@ async def create_app(door: Door, name: str, database: str, password: str) -> boo
 async def drop_user(door: Door, name: str) -> None:
     """Its sessions end, what it owns goes to the schema admins, then it is gone. Can be repeated after a failure."""
     async with door("postgres") as connection:
-        await _ours(connection, name)
-        heir = text.SCHEMA_ADMIN if (await _column(connection, text.MANAGED))[0] else "postgres"
+        before = await _ours(connection, name)
         await connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(name)))
         await _end_sessions(connection, name)
-        databases = await _column(connection, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
-    for database in databases:
-        async with door(str(database)) as connection:
-            user = sql.Identifier(name)
-            await connection.execute(sql.SQL("REASSIGN OWNED BY {} TO {}").format(user, sql.Identifier(heir)))
-            await connection.execute(sql.SQL("DROP OWNED BY {}").format(user))
+    await _take_over(door, name, before, rights=True)
     async with door("postgres") as connection:
         await connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+async def _take_over(door: Door, name: str, owner: UserRow, *, rights: bool) -> None:
+    """What a user owns goes to the schema admins; with `rights`, it also loses what was granted to it.
+
+    Databases go to postgres: schema admins who own one could drop it. So does what a superuser owned that only a
+    superuser may own, or that would lend a superuser's rights."""
+    user = sql.Identifier(name)
+    async with door("postgres") as connection:
+        managed = (await _column(connection, text.MANAGED))[0] is True
+        cursor = await connection.execute(text.OWNED_DATABASES, (name,))
+        for (database,) in await cursor.fetchall():
+            where = sql.Identifier(database)
+            await connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO postgres").format(where))
+        databases = await _column(connection, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
+    if managed:
+        await follow(door, thorough=True)
+    heir = sql.Identifier("postgres" if owner.role == "superuser" or not managed else text.SCHEMA_ADMIN)
+    for database in databases:
+        async with door(str(database)) as connection, connection.transaction():
+            await connection.execute(sql.SQL("REASSIGN OWNED BY {} TO {}").format(user, heir))
+            if managed and owner.role == "superuser":
+                await _run(connection, text.ADOPT)
+            if rights:
+                await connection.execute(sql.SQL("DROP OWNED BY {}").format(user))
 
 
 async def _give(connection: Connection, name: str, role: Role) -> None:
@@ -195,13 +247,13 @@ async def _give(connection: Connection, name: str, role: Role) -> None:
         await connection.execute(sql.SQL("ALTER ROLE {} SET role TO schema_admin").format(user))
 
 
-async def _ours(connection: Connection, name: str) -> None:
-    """Raises InstanceError unless `name` is a user that may be changed."""
+async def _ours(connection: Connection, name: str) -> UserRow:
+    """Raises InstanceError unless `name` is a user that may be changed, SqlRefused 42704 when there is none."""
     check_name(name)
-    found = [u for u in await users(connection) if u.name == name]
-    cursor = await connection.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", (name,))
-    if not found and await cursor.fetchone() is None:
-        raise SqlRefused("42704", f"there is no user {name}")
+    for user in await users(connection):
+        if user.name == name:
+            return user
+    raise SqlRefused("42704", f"there is no user {name}")
 
 
 async def _end_sessions(connection: Connection, name: str) -> None:

@@ -325,4 +325,5 @@ def _with_look(state: InstanceState, seen: Seen) -> InstanceState:
         pending_restart=seen.pending_restart,
         server_version=look.version,
         slots=frozenset(look.slots or ()),
+        databases=look.databases,
     )

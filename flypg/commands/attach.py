@@ -12,13 +12,12 @@ from cluster.model import Member, Snapshot
 from cluster.store import OperatorStore
 from flypg import local
 from flypg.asking import known_node
-from flypg.commands.users import in_postgres, new_password, worked
+from flypg.commands.users import in_postgres, named, new_password, worked
 from flypg.connection import ADVICE, VERIFY, VERIFYING, Way, place
 from flypg.primary import Primary, serving, with_primary
 from flypg.reply import BadInput, Refused, Reply, done
 from flypg.target import Target, with_store
 from postgres import databases, roles
-from postgres.admin_queries import PROTECTED_DATABASES
 
 
 def app_name(app: str) -> str:
@@ -29,30 +28,45 @@ def app_name(app: str) -> str:
     return name[:63]
 
 
+def names_of(args: argparse.Namespace) -> tuple[str, str]:
+    """Of an app's database and user."""
+    return (
+        app_name(args.app) if args.database is None else args.database,
+        app_name(args.app) if args.user is None else args.user,
+    )
+
+
 def common_host(args: argparse.Namespace) -> str:
     """One name for all nodes: --host, or on Fly the app's; "" when there is none."""
+    if args.host is not None and not re.fullmatch(r"[A-Za-z0-9_.:-]+", args.host):
+        raise BadInput(f"--host {args.host!r} is no name or address of a host")
     app = os.environ.get("FLY_APP_NAME", "")
     return str(args.host or (f"{app}.internal" if app else ""))
 
 
 def attach(args: argparse.Namespace) -> Reply:
     """flypg attach APP: a database and a user of its own, and how to reach them."""
+    database, user = names_of(args)
+    named(databases.check_new_name, database)
+    named(roles.check_new_name, user)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", args.variable_name):
+        raise BadInput(f"--variable-name {args.variable_name!r}: letters, digits and _, not beginning with a digit")
+    common_host(args)
     return with_primary(args, lambda primary: _attach(args, primary))
 
 
 async def _attach(args: argparse.Namespace, primary: Primary) -> Reply:
-    database, user = args.database or app_name(args.app), args.user or app_name(args.app)
+    database, user = names_of(args)
     password = new_password(args)
     found = {u.name: u for u in await in_postgres(primary, roles.users)}
-    if user in found and database in (found[user].databases or []) and not args.new_password:
+    whole = user in found and found[user].login and database in (found[user].databases or [])
+    if whole and not args.new_password:
         raise Refused(
             f"{args.app} is attached already (user {user}, database {database}), and its password cannot be shown"
             " again; --new-password gives it another, and the old one stops working"
         )
 
     async def work(door: roles.Door) -> bool:
-        if database in PROTECTED_DATABASES:
-            raise Refused(f"the database {database} is not for apps: choose another with --database")
         new = await databases.create(door, database)
         await roles.create_app(door, user, database, password)
         return new
@@ -71,11 +85,12 @@ async def _attach(args: argparse.Namespace, primary: Primary) -> Reply:
 
 def detach(args: argparse.Namespace) -> Reply:
     """flypg detach APP: its user is dropped, its database stays."""
+    named(roles.check_name, app_name(args.app) if args.user is None else args.user)
     return with_primary(args, lambda primary: _detach(args, primary))
 
 
 async def _detach(args: argparse.Namespace, primary: Primary) -> Reply:
-    user = args.user or app_name(args.app)
+    user = app_name(args.app) if args.user is None else args.user
     found = {u.name: u for u in await in_postgres(primary, roles.users)}
     if user not in found:
         return done(f"{args.app} is not attached: there is no user {user}", {"app": args.app, "changed": False})
@@ -92,6 +107,10 @@ async def _detach(args: argparse.Namespace, primary: Primary) -> Reply:
 
 def connection_string(args: argparse.Namespace) -> Reply:
     """flypg connection-string: never with a password, which is nowhere in clear."""
+    for option, name in (("--user", args.user), ("--database", args.database)):
+        if not 0 < len(name.encode()) < 64:
+            raise BadInput(f"{option} {name!r}: a name has 1 to 63 bytes")
+    common_host(args)
     return with_store(args, lambda store, target: _connection_string(args, store))
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from cluster.errors import InstanceError
 from flypg.commands.change import confirm
 from flypg.primary import Primary, with_primary
 from flypg.reply import BadInput, Refused, Reply, done
@@ -52,19 +53,39 @@ def new_password(args: argparse.Namespace) -> str:
     return given
 
 
+def named(check: Callable[[str], None], name: str) -> None:
+    """Raises BadInput when `check` says that nobody may be called that."""
+    try:
+        check(name)
+    except InstanceError as error:
+        raise BadInput(str(error)) from None
+
+
 def list_users(args: argparse.Namespace) -> Reply:
     return with_primary(args, _list_users)
 
 
 async def _list_users(primary: Primary) -> Reply:
     found = await in_postgres(primary, roles.users)
-    rows = [[u.name, u.role, ", ".join(u.databases or []) or "all", str(u.sessions)] for u in found]
-    data = [{"name": u.name, "role": u.role, "databases": u.databases, "sessions": u.sessions} for u in found]
+    rows = [
+        [
+            u.name,
+            u.role + ("" if u.login else ", may not log in"),
+            ", ".join(u.databases or []) or "all",
+            str(u.sessions),
+        ]
+        for u in found
+    ]
+    data = [
+        {"name": u.name, "role": u.role, "databases": u.databases, "sessions": u.sessions, "login": u.login}
+        for u in found
+    ]
     return done(columns(["name", "role", "databases", "sessions"], rows), {"users": data})
 
 
 def create(args: argparse.Namespace) -> Reply:
     """flypg users create NAME --role ROLE"""
+    named(roles.check_new_name, args.name)
     return with_primary(args, lambda primary: _create(args, primary))
 
 
@@ -93,20 +114,21 @@ def _with_password(args: argparse.Namespace, text: str, data: dict[str, object],
 
 
 def set_role(args: argparse.Namespace) -> Reply:
+    named(roles.check_name, args.name)
     return with_primary(args, lambda primary: _set_role(args, primary))
 
 
 async def _set_role(args: argparse.Namespace, primary: Primary) -> Reply:
     async def work(door: roles.Door) -> None:
         await roles.prepare(door)
-        async with door("postgres") as connection:
-            await roles.set_role(connection, args.name, Role(args.role))
+        await roles.set_role(door, args.name, Role(args.role))
 
     await _known(args.name, worked(primary, work))
     return done(f"{args.name} is {args.role} now; its sessions were ended", {"name": args.name, "role": args.role})
 
 
 def set_password(args: argparse.Namespace) -> Reply:
+    named(roles.check_name, args.name)
     return with_primary(args, lambda primary: _set_password(args, primary))
 
 
@@ -117,11 +139,11 @@ async def _set_password(args: argparse.Namespace, primary: Primary) -> Reply:
 
 
 def drop(args: argparse.Namespace) -> Reply:
+    named(roles.check_name, args.name)
     return with_primary(args, lambda primary: _drop(args, primary))
 
 
 async def _drop(args: argparse.Namespace, primary: Primary) -> Reply:
-    roles.check_name(args.name)
     found = {u.name: u for u in await in_postgres(primary, roles.users)}
     if args.name not in found:
         raise Refused(f"there is no user {args.name}; nothing was changed")
@@ -156,6 +178,7 @@ async def _list_databases(primary: Primary) -> Reply:
 
 
 def create_database(args: argparse.Namespace) -> Reply:
+    named(databases.check_new_name, args.name)
     return with_primary(args, lambda primary: _create_database(args, primary))
 
 
@@ -167,6 +190,7 @@ async def _create_database(args: argparse.Namespace, primary: Primary) -> Reply:
 
 
 def drop_database(args: argparse.Namespace) -> Reply:
+    named(databases.check_name, args.name)
     return with_primary(args, lambda primary: _drop_database(args, primary))
 
 

@@ -33,6 +33,31 @@ CREATE TABLE {0}parts (k int) PARTITION BY LIST (k);
 CREATE TABLE {0}parts_1 PARTITION OF {0}parts FOR VALUES IN (1);
 """
 
+OTHER_KINDS = """
+SET ROLE NONE;
+CREATE DOMAIN own_domain AS int;
+CREATE AGGREGATE own_aggregate (int) (sfunc = int4pl, stype = int);
+CREATE STATISTICS own_statistics ON n, big FROM t;
+CREATE COLLATION own_collation FROM "C";
+CREATE TEXT SEARCH CONFIGURATION own_search (COPY = simple);
+"""
+# What stays the superuser's: it would do less otherwise, or run with a superuser's rights what a schema admin wrote.
+PRIVILEGED = """
+CREATE FUNCTION su_definer() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
+CREATE FUNCTION su_event() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+CREATE FUNCTION su_c(text) RETURNS text LANGUAGE internal AS 'upper';
+CREATE VIEW su_catalog AS SELECT rolname FROM pg_authid;
+"""
+CHANGES = """
+ALTER TABLE {0}t ADD m int;
+CREATE INDEX ON {0}t (n);
+CREATE TABLE {0}parts_2 PARTITION OF {0}parts FOR VALUES IN (2);
+REFRESH MATERIALIZED VIEW {0}m;
+ALTER SEQUENCE {0}s RESTART;
+ALTER VIEW {0}v ALTER n SET DEFAULT 1;
+CREATE OR REPLACE FUNCTION {0}f() RETURNS int LANGUAGE sql AS 'SELECT 2';
+"""
+
 
 def async_door(server: PgServer) -> roles.Door:
     @contextlib.asynccontextmanager
@@ -105,8 +130,11 @@ async def prepared(server: PgServer) -> None:
             database,
         )
         run(server, "ada", "SET ROLE NONE; SELECT 1 AS n INTO own_into", database)
+        run(server, "ada", OTHER_KINDS, database)
         with server.connect(database) as su:
             su.execute("CREATE TABLE by_superuser (n int); INSERT INTO by_superuser VALUES (1)")
+            su.execute(LAYOUT.format("su_").encode())
+            su.execute(PRIVILEGED.encode())
 
 
 CAN = [
@@ -139,6 +167,14 @@ CAN = [
         "wanda",
         "SELECT nextval('s'), nextval('old_s'), nextval('own_s'), f(); INSERT INTO parts VALUES (1)",
     ),
+    (
+        "ada",
+        "ALTER TABLE by_superuser ADD later serial; CREATE INDEX ON by_superuser (n); COMMENT ON TABLE su_t IS 'x'",
+    ),
+    ("ada", CHANGES.format("old_")),
+    ("ada", CHANGES.format("su_")),
+    ("alan", "ALTER DOMAIN own_domain SET DEFAULT 1; ALTER AGGREGATE own_aggregate (int) RENAME TO own_aggregate2"),
+    ("alan", "DROP STATISTICS own_statistics; DROP COLLATION own_collation; DROP TEXT SEARCH CONFIGURATION own_search"),
     ("wanda", "INSERT INTO by_superuser VALUES (2); SELECT * FROM v; SELECT * FROM m; SELECT * FROM old_v"),
     ("rhea", "SELECT * FROM t; SELECT * FROM v; SELECT * FROM m; SELECT * FROM lab.t; SELECT * FROM own; SELECT f()"),
     (
@@ -160,6 +196,10 @@ CANNOT = [
     ("ada", "SELECT pg_read_file('/etc/passwd')", "permission denied"),
     ("ada", "SET SESSION AUTHORIZATION postgres", "permission denied"),
     ("ada", "SELECT flypg.user_lookup('ada')", "permission denied"),
+    ("ada", "CREATE OR REPLACE FUNCTION su_definer() RETURNS int LANGUAGE sql AS 'SELECT 2'", "must be owner"),
+    ("ada", "ALTER FUNCTION su_event() OWNER TO ada", "must be owner"),
+    ("ada", "ALTER FUNCTION su_c(text) RENAME TO c", "must be owner"),
+    ("ada", "CREATE OR REPLACE VIEW su_catalog AS SELECT rolname, rolpassword FROM pg_authid", "must be owner"),
     ("wanda", "TRUNCATE t", "permission denied"),
     ("wanda", "CREATE TABLE x (n int)", "permission denied"),
     ("wanda", "CREATE TABLE lab.x (n int)", "permission denied"),
@@ -224,21 +264,20 @@ async def test_a_new_role_holds_at_once_and_sessions_end(server: PgServer) -> No
         await roles.create_user(connection, "changing", Role.SCHEMA_ADMIN, PASSWORD)
         with as_user(server, "changing") as old:
             old.execute("SELECT 1")
-            await roles.set_role(connection, "changing", Role.READER)
+            await roles.set_role(door, "changing", Role.READER)
             with pytest.raises(psycopg.OperationalError):
                 old.execute("SELECT 1")
         with pytest.raises(psycopg.Error, match="permission denied"):
             run(server, "changing", "CREATE TABLE x (n int)")
-        await roles.set_role(connection, "changing", Role.WRITER)
+        await roles.set_role(door, "changing", Role.WRITER)
         run(server, "changing", "INSERT INTO t (n) VALUES (1)")
         await roles.set_password(connection, "changing", "another long one")
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             run(server, "changing", "SELECT 1")
         assert [u.role for u in await roles.users(connection) if u.name == "changing"] == ["writer"]
     await roles.drop_user(door, "changing")
-    async with door("postgres") as connection:
-        with pytest.raises(SqlRefused, match="there is no user changing"):
-            await roles.set_role(connection, "changing", Role.READER)
+    with pytest.raises(SqlRefused, match="there is no user changing"):
+        await roles.set_role(door, "changing", Role.READER)
 
 
 async def test_a_dropped_user_leaves_its_things_to_the_schema_admins(server: PgServer) -> None:
@@ -274,9 +313,125 @@ async def test_an_app_is_schema_admin_of_its_own_database_only(server: PgServer)
     run(server, "ada", "SELECT n, m FROM t; DROP TABLE t", "my_app")
 
 
+async def test_a_new_role_is_all_that_a_user_has(server: PgServer) -> None:
+    """Of a superuser, too: nothing is left of its attributes, its own rights, its groups or what it owned."""
+    door = async_door(server)
+    server.sql(f"CREATE ROLE boss LOGIN SUPERUSER CREATEDB BYPASSRLS PASSWORD '{PASSWORD}'; CREATE ROLE team NOLOGIN")
+    server.sql("GRANT team, pg_read_all_data TO boss")
+    with server.connect("shop") as su:
+        su.execute(
+            "GRANT TEMPORARY ON DATABASE shop TO boss; CREATE TABLE for_boss (n int); GRANT ALL ON for_boss TO boss"
+        )
+    run(
+        server,
+        "boss",
+        "CREATE TABLE of_boss (n int); CREATE FUNCTION boss_f() RETURNS int LANGUAGE sql SECURITY DEFINER"
+        " RETURN 1; CREATE FOREIGN DATA WRAPPER boss_fdw; CREATE DATABASE of_boss",
+    )
+    await roles.set_role(door, "boss", Role.READER)
+    run(server, "boss", "SELECT * FROM of_boss; SELECT * FROM for_boss")
+    for statement in ("INSERT INTO for_boss VALUES (1)", "DROP TABLE of_boss", "CREATE TEMPORARY TABLE x (n int)"):
+        with pytest.raises(psycopg.Error, match=r"permission denied|must be owner"):
+            run(server, "boss", statement)
+    with pytest.raises(psycopg.Error, match="permission denied"):
+        run(server, "boss", "SELECT rolpassword FROM pg_authid")
+    run(server, "ada", "ALTER TABLE of_boss ADD m int")
+    owners = server.sql("SELECT rolname FROM pg_database d JOIN pg_roles r ON r.oid = datdba WHERE datname = 'of_boss'")
+    assert owners == [("postgres",)], "who owns a database may drop it"
+    await roles.drop_user(door, "boss")
+
+
+async def test_a_dropped_users_databases_are_not_the_schema_admins(server: PgServer) -> None:
+    door = async_door(server)
+    async with door("postgres") as connection:
+        await roles.create_user(connection, "landlord", Role.SCHEMA_ADMIN, PASSWORD)
+    server.sql("CREATE DATABASE landlords OWNER landlord")
+    await roles.follow(door)
+    await roles.drop_user(door, "landlord")
+    with pytest.raises(psycopg.Error, match="must be owner"):
+        run(server, "ada", "DROP DATABASE landlords")
+
+
+async def test_dropping_goes_on_where_it_was_broken_off(server: PgServer) -> None:
+    """Which is also how a broken-off detach goes on, and how an attach after it does."""
+    door = async_door(server)
+    server.sql("CREATE DATABASE broken_off")
+    await roles.follow(door)
+    await roles.create_app(door, "broken_off", "broken_off", PASSWORD)
+    run(server, "broken_off", "CREATE TABLE t (n int)", "broken_off")
+
+    @contextlib.asynccontextmanager
+    async def broken(database: str) -> AsyncIterator[Any]:
+        if database == "broken_off":
+            raise ConnectionError
+        async with door(database) as connection:
+            yield connection
+
+    with pytest.raises(ConnectionError):
+        await roles.drop_user(broken, "broken_off")
+    async with door("postgres") as connection:
+        row = next(u for u in await roles.users(connection) if u.name == "broken_off")
+    assert (row.role, row.login) == ("app", False)
+    assert not await roles.create_app(door, "broken_off", "broken_off", PASSWORD)
+    run(server, "broken_off", "ALTER TABLE t ADD m int", "broken_off")
+    with pytest.raises(ConnectionError):
+        await roles.drop_user(broken, "broken_off")
+    await roles.drop_user(door, "broken_off")
+
+
+async def test_owners_that_a_superuser_gives_keep_schema_admins_in(server: PgServer) -> None:
+    """As pg_restore does: made by postgres, then given to another."""
+    with server.connect("shop") as su:
+        su.execute("CREATE TABLE given (id serial, n int); ALTER TABLE given OWNER TO veteran")
+        su.execute("CREATE SCHEMA given; ALTER SCHEMA given OWNER TO veteran; CREATE TABLE given.t (n int)")
+    run(server, "ada", "INSERT INTO given (n) VALUES (1); SELECT * FROM given.t; CREATE TABLE given.u (n int)")
+    run(server, "wanda", "INSERT INTO given (n) VALUES (1)")
+
+
+@pytest.mark.parametrize("user", [*USERS])
+def test_nobody_stands_in_the_way_of_new_databases(server: PgServer, user: str) -> None:
+    """One connection to template1, and CREATE DATABASE is refused."""
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        run(server, user, "SELECT 1", "template1")
+
+
+async def test_a_database_from_template0_follows(server: PgServer) -> None:
+    door = async_door(server)
+    server.sql("CREATE DATABASE bare TEMPLATE template0")
+    assert await roles.follow(door) == ["bare"]
+    run(server, "ada", "CREATE TABLE t (n int)", "bare")
+    run(server, "wanda", "INSERT INTO t VALUES (1)", "bare")
+
+
+async def test_what_an_older_flypg_made_is_brought_up_to_date(server: PgServer) -> None:
+    door = async_door(server)
+    server.sql("CREATE DATABASE aged")
+    await roles.follow(door)
+    with server.connect("aged") as su:
+        su.execute("ALTER EVENT TRIGGER flypg_own_objects DISABLE; CREATE TABLE t (n int)")
+        su.execute("DROP EVENT TRIGGER flypg_own_objects; DROP FUNCTION flypg.adopt")
+        su.execute("CREATE EVENT TRIGGER flypg_own_objects ON ddl_command_end EXECUTE FUNCTION flypg.own_objects()")
+        su.execute("COMMENT ON EVENT TRIGGER flypg_own_objects IS 'flypg 1'")
+    assert await roles.follow(door) == [], "its privileges are as they should be"
+    assert await roles.follow(door, thorough=True) == ["aged"]
+    assert await roles.follow(door, thorough=True) == []
+    run(server, "ada", "ALTER TABLE t ADD m int", "aged")
+
+
 async def test_names_that_are_flypgs_own(server: PgServer) -> None:
     async with async_door(server)("postgres") as connection:
-        for name in ("postgres", "flypgadmin", "reader", "flypg_pooler", "pg_x", ""):
+        for name in (
+            "postgres",
+            "flypgadmin",
+            "reader",
+            "flypg_pooler",
+            "pgbouncer",
+            "pg_x",
+            "",
+            " ",
+            "a\nb",
+            "é" * 32,
+        ):
             with pytest.raises(InstanceError):
                 await roles.create_user(connection, name, Role.READER, PASSWORD)
         with pytest.raises(psycopg.errors.DuplicateObject):

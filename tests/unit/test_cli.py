@@ -171,3 +171,36 @@ def test_down_without_a_cluster_is_fine(nowhere: Path, capsys: pytest.CaptureFix
 def test_restart_takes_a_node_or_all_that_wait(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(list(argv)) == Exit.BAD_INPUT
     assert "--pending" in capsys.readouterr().err
+
+
+LONG = "x" * 64
+NAMES = [
+    (("users", "create", "pg_x", "--role", "reader"), "'pg_x' cannot be a name"),
+    (("users", "create", "", "--role", "reader"), "'' cannot be a name"),
+    (("users", "create", "a\nb", "--role", "reader"), "control characters"),
+    (("users", "create", "pgbouncer", "--role", "reader"), "pgbouncer is reserved"),
+    (("users", "set-role", LONG, "--role", "reader"), LONG),
+    (("users", "set-password", "repluser"), "repluser is reserved"),
+    (("users", "drop", "flypgadmin", "--yes"), "flypgadmin is reserved"),
+    (("databases", "create", "pgbouncer"), "pgbouncer is reserved"),
+    (("databases", "create", " "), "' ' cannot be a name"),
+    (("databases", "drop", "postgres", "--yes"), "postgres is reserved"),
+    (("databases", "drop", "template1", "--yes"), "template1 is reserved"),
+    (("attach", "other", "--database", "postgres"), "postgres is reserved"),
+    (("attach", "other", "--user", "pg_x"), "pg_x"),
+    (("attach", "other", "--variable-name", "DATABASE URL"), "'DATABASE URL'"),
+    (("attach", "other", "--host", "no host"), "'no host'"),
+    (("attach", "1st"), "'1st' gives no name"),
+    (("detach", "other", "--user", "postgres"), "postgres is reserved"),
+    (("connection-string", "--user", ""), "--user ''"),
+    (("connection-string", "--database", LONG), f"--database '{LONG}'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "reason"), NAMES, ids=[" ".join(argv)[:40] for argv, _ in NAMES])
+def test_names_that_cannot_be_are_bad_input(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], reason: str
+) -> None:
+    """Before anything is asked of a cluster."""
+    assert program.main(argv) == Exit.BAD_INPUT
+    assert reason in capsys.readouterr().err
