@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent.adopt import rule_of
@@ -20,7 +20,7 @@ from agent.report import make_report, worth_telling
 from agent.steps import Barrier, Follow, GivePromise, HandOver, Plan, PromiseStopped, Promote
 from cluster import authority
 from cluster.clock import Clock
-from cluster.errors import FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
+from cluster.errors import ClusterForgotten, FlypgError, OutcomeUnknown, StoreConflict, StoreUnavailable
 from cluster.model import (
     Answer,
     Disk,
@@ -93,6 +93,7 @@ class Keeper:
         self.member = member
         self.snap: Snapshot | None = None
         self.fresh = False
+        self.forgotten = False
         self.seen: InstanceState | None = None
         self.plan: Plan | None = None
         self.lease: LeaseProof | None = None
@@ -178,12 +179,16 @@ class Keeper:
     async def _read(self) -> None:
         try:
             self.snap = await self._store.read()
-            self.fresh = True
+            self.fresh, self.forgotten = True, False
             self.memory.forget_answered(self.snap)
+        except ClusterForgotten as error:
+            if not self.forgotten:
+                self._log.error(str(error), extra={"term": self._words.served if self._words is not None else 0})
+            self.fresh, self.forgotten = False, True
         except StoreUnavailable as error:
             if self.fresh:
                 self._log.warning("etcd does not answer", extra={"error": str(error)})
-            self.fresh = False
+            self.fresh = self.forgotten = False
 
     def _aim(self) -> None:
         """Point the watch at the primary there is, or is to be."""
@@ -214,6 +219,7 @@ class Keeper:
             instance=inst,
             disk=self._words,
             fresh=self.fresh,
+            forgotten=self.forgotten,
             applied=m.applied,
             barrier_term=m.barrier_term,
             ready_for=m.ready_for,
@@ -243,6 +249,8 @@ class Keeper:
         report = make_report(
             self.member, inst, self.snap, self.memory, self._watch.answer(), self._told, self.problem, self._config
         )
+        if self.forgotten and self._words is not None:
+            report = replace(report, served=self._words.served)
         if not worth_telling(self._told, report):
             return
         try:

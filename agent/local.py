@@ -24,6 +24,7 @@ class Local:
     instance: InstanceState
     disk: Disk
     fresh: bool = True  # etcd answered this turn; without it only what needs nobody's word is done
+    forgotten: bool = False  # it answered, and has lost the cluster: not fresh either
     applied: Rule | None = None  # the rule this server demonstrably runs, barrier passed
     barrier_term: int = 0
     ready_for: str = ""  # the switchover it has run a CHECKPOINT for

@@ -14,7 +14,7 @@ from agent.loops import Wake, fence_loop, keeper_loop, leadership_loop, lease_lo
 from agent.node_tls import certificates_of, stats_of
 from agent.pooling import Pooling, access_loop, handing_over
 from agent.provider import NodeProvider
-from agent.reader import SharedStore
+from agent.reader import AsItIs, SharedStore
 from agent.region import seed_region
 from agent.routing.haproxy import HAProxy
 from agent.routing.haproxy_config import door
@@ -120,9 +120,10 @@ class Node:
         )
         self.fence.on_paused = self.pooling.paused
         self.keeper.drained = self.pooling.drained
+        self.store.served = lambda: self.keeper.words is None or self.keeper.words.served > 0
         self.watch.on_contact = self._contact
         self.instance.on_change = self._instance_changed
-        self.sentinel = Sentinel(self.store, self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
+        self.sentinel = Sentinel(AsItIs(self.store), self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(
             cluster=parts.cluster,
             keeper=self.keeper,
@@ -141,12 +142,17 @@ class Node:
         if parts.backups.seed:
             self.instance.seed_with(RepositorySeeder(parts.backups, parts.facts, notes))
         self.provider.pools = self.pooling.stats
+        self.provider.programs = self._programs
         self.drills = self._drills()
         self.provider.switched_on = self.drills
         self.http = HttpServer(parts.http, self.provider, parts.version)
         self.certificates = certificates_of(parts, self.clock, lambda: self.store.snapshot, self._apply_tls)
         self.provider.certificate_stats = stats_of(self.certificates, self.clock)
         self._routed: object = None
+
+    def _programs(self) -> tuple[str, ...]:
+        pooler = self.pooling.pooler
+        return self.haproxy.trouble, pooler.trouble if pooler is not None else ""
 
     def _revision(self) -> int:
         return self.store.snapshot.revision if self.store.snapshot is not None else 0

@@ -11,6 +11,7 @@ from agent.local import Local
 from agent.plan_primary import as_primary
 from agent.plan_standby import as_standby, promise_for
 from agent.steps import ApplySettings, Plan, StartStandby
+from cluster.forgotten import COMMAND
 from cluster.model import Member, Phase, Snapshot, View
 from postgres.config import settings_fingerprint
 from postgres.instance import Data, JobKind, Run
@@ -24,6 +25,8 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
         more = "; ".join(text for text in (inst.job.progress, inst.job.note) if text)
         return Plan(None, f"{inst.job.kind.value} is running{': ' + more if more else ''}")
     if snap is None or snap.view is None:
+        if local.forgotten:
+            return _forgotten(local)
         return Plan(None, "there is no cluster yet" if snap is not None else "etcd has not answered since the start")
     view = snap.view
     if snap.spec.paused and view.phase is Phase.OPEN:
@@ -55,6 +58,12 @@ def plan_next(snap: Snapshot | None, local: Local, member: Member, now: float) -
     return as_standby(snap, view, local, now)
 
 
+def _forgotten(local: Local) -> Plan:
+    served = local.disk.served
+    told = f"etcd has lost this cluster, which the data here has served up to term {served}; once every node is there"
+    return Plan(None, f"{told}: {COMMAND}", problem=True)
+
+
 def _alone(view: View, local: Local) -> Plan:
     """etcd does not answer: nothing is decided. A standby that died may come back to whom it followed."""
     inst = local.instance
@@ -62,4 +71,4 @@ def _alone(view: View, local: Local) -> Plan:
     ready = inst.data is Data.PRESENT and not local.disk.copying and inst.run is Run.DOWN
     if standby and ready and (inst.job is None or inst.job.kind is not JobKind.REWIND):
         return Plan(StartStandby(None), "etcd does not answer; this standby died and comes back detached")
-    return Plan(None, "etcd does not answer: everything stays as it is")
+    return _forgotten(local) if local.forgotten else Plan(None, "etcd does not answer: everything stays as it is")

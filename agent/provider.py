@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from agent.backup_stats import backup_stats
 from agent.fence import Fence
@@ -50,6 +50,7 @@ class NodeProvider:
         self.certificate_stats: Callable[[], CertificateStats | None] = lambda: None
         self.backups: Callable[[], BackupStatus] | None = None  # None until they are wired
         self.switched_on: Drills | None = None
+        self.programs: Callable[[], Iterable[str]] = tuple  # what is wrong with HAProxy and PgBouncer
         self.pools: Callable[[], PoolerStats | None] = lambda: None
 
     @property
@@ -81,7 +82,7 @@ class NodeProvider:
         return self._keeper.authority_until
 
     def problem(self) -> str:
-        return self._keeper.problem
+        return "; ".join(said for said in (self._keeper.problem, *self.programs()) if said)
 
     def fence(self) -> FenceState | None:
         until = self._keeper.authority_until

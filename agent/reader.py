@@ -4,6 +4,10 @@ Keeper, sentinel, routers and probes all want to know what etcd holds. As long a
 what the watch has told since are what etcd holds, and are handed out. A real read is made when the watch begins, breaks
 or tells something that cannot be understood, when a write of ours has not come back by the watch within some
 milliseconds, and every few seconds in any case.
+
+An etcd that answers but has lost the cluster (its data is gone, this node's is not) is to everybody here like one that
+does not answer: what runs goes on, and nobody believes that there never was a cluster. Only the sentinel sees it as it
+is, to take the cluster up again when an operator says so.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from dataclasses import dataclass, replace
 from typing import Never, TypeVar
 
 from cluster.clock import Clock
-from cluster.errors import FlypgError, StoreUnavailable
+from cluster.errors import ClusterForgotten, FlypgError, StoreUnavailable
 from cluster.etcd_store import EtcdStore
 from cluster.model import Event, Leadership, LeaseProof, NodeReport, Promise, Request, Snapshot, Spec, View
 
 REFRESH_S = 3.0
 CATCH_UP_S = 0.01
 RETRY_S = 0.25  # between two reads while etcd does not answer
+FORGOTTEN = "etcd has lost what it knew of this cluster"
 T = TypeVar("T")
 
 
@@ -46,7 +51,9 @@ class SharedStore:
         self._reading = asyncio.Lock()
         self._heard = asyncio.Event()  # the watch has told something
         self._lost = asyncio.Event()  # the last read failed, and `recover` has not had an answer yet
-        self.snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | None = None  # the last from which the cluster was not missing
+        self.served: Callable[[], bool] = lambda: False  # has this node's data been part of the cluster?
+        self._held: Snapshot | None = None  # what etcd holds, as last read or told
         self.read_at = float("-inf")  # boottime at which the last good read was sent
         self.contact_at = float("-inf")
         self.stats: dict[str, CallStats] = {}
@@ -57,34 +64,47 @@ class SharedStore:
         if snap is None:
             self._dirty = True
         else:
-            self.snapshot = snap
+            self._held = snap
+            if not self._forgotten(snap):
+                self.snapshot = snap
         self._heard.set()
         self._wake()
 
+    def _forgotten(self, snap: Snapshot) -> bool:
+        return snap.view is None and ((self.snapshot is not None and self.snapshot.view is not None) or self.served())
+
     async def read(self) -> Snapshot:
-        """What etcd holds. Raises StoreUnavailable when that cannot be known now."""
+        """What etcd holds. Raises StoreUnavailable when that cannot be known now, ClusterForgotten when it was lost."""
+        snap = await self.read_as_it_is()
+        if self._forgotten(snap):
+            raise ClusterForgotten(FORGOTTEN)
+        self.snapshot = snap
+        return snap
+
+    async def read_as_it_is(self) -> Snapshot:
+        """What etcd holds, be it nothing. Raises StoreUnavailable when that cannot be known now."""
         self._must_answer()
         if self._store.behind and not self._dirty and not self._reading.locked():
             await self._catch_up()
-        if self.snapshot is not None and self._still_true() and not self._reading.locked():
-            return self.snapshot
+        if self._held is not None and self._still_true() and not self._reading.locked():
+            return self._held
         async with self._reading:  # one that is under way was begun after the last event: its answer is ours too
             self._must_answer()
-            if self.snapshot is not None and self._still_true():
-                return self.snapshot
+            if self._held is not None and self._still_true():
+                return self._held
             self._dirty = False
-            sent_at, before = self._clock.boottime(), self.snapshot
+            sent_at, before = self._clock.boottime(), self._held
             try:
-                self.snapshot = await self._timed("read", self._store.read())
+                found = self._held = await self._timed("read", self._store.read())
             except BaseException as error:
                 self._dirty = True
                 if isinstance(error, StoreUnavailable):
                     self._lost.set()
                 raise
             self.read_at = sent_at
-            if before is not None and replace(before, revision=self.snapshot.revision) != self.snapshot:
+            if before is not None and replace(before, revision=found.revision) != found:
                 self._wake()  # news that the watch has not told: it breaks, or is just beginning
-            return self.snapshot
+            return found
 
     def _still_true(self) -> bool:
         return not self._dirty and not self._store.behind and self._clock.boottime() - self.read_at < REFRESH_S
@@ -190,3 +210,14 @@ class SharedStore:
 
     async def read_events(self, last: int) -> list[Event]:
         return await self._timed("read_events", self._store.read_events(last))
+
+
+class AsItIs:
+    """The sentinel's way to a SharedStore: it alone sees an etcd that has lost the cluster."""
+
+    def __init__(self, store: SharedStore) -> None:
+        self.read = store.read_as_it_is
+        self.put_view = store.put_view
+        self.campaign = store.campaign
+        self.resign = store.resign
+        self.close_request = store.close_request

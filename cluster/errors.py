@@ -20,6 +20,10 @@ class StoreUnavailable(FlypgError):
     """A read failed: nothing changed, the next turn asks again."""
 
 
+class ClusterForgotten(StoreUnavailable):
+    """etcd answers, and has lost what it knew of a cluster that this node is part of."""
+
+
 class StoreConflict(FlypgError):
     """Somebody else wrote first: normal, read again and decide again."""
 

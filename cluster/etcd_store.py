@@ -79,7 +79,11 @@ class EtcdStore:
     async def read(self) -> Snapshot:
         """Everything but the history, in one range read, so at one revision, and never stale."""
         watched = self._mirror.watched
+        seen = self._seen
         found = await self._etcd.find(Get(self._keys.state, self._keys.end))
+        if found.revision < seen:  # a read is never older than what was written before it: this etcd began anew
+            self._mirror.lost()
+            self._seen = self._etcd.revision = found.revision
         self._seen = max(self._seen, found.revision)
         self._mirror.take(found, watched)
         return self._mirrored()

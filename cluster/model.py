@@ -245,6 +245,7 @@ class NodeReport:
     pending_restart: tuple[str, ...] = ()
     problem: str = ""  # what keeps it from its next step, for people
     sentinel: bool = True  # a sentinel runs beside it
+    served: int = 0  # said only while etcd knows no cluster: the last term of it that this node's data has served
     server_version: int = 0  # e.g. 150018; 0 means unknown
     flypg_version: str = ""
 
@@ -271,6 +272,11 @@ class Disk:
     floor: Position | None = None  # may not be counted below this
     copying: bool = False  # a base backup was begun and has not been completed
     was_primary: int = 0  # the highest term in which this data directory was started or promoted as primary
+
+    @property
+    def served(self) -> int:
+        """The highest term that this node knows of. 0: it has never been part of a cluster."""
+        return max(self.promised, self.was_primary)
 
 
 class RequestKind(StrEnum):

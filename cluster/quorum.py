@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from cluster.model import NodeId, NodeReport, Phase, Promise, Rule, ServerState, View
+from cluster.model import NOBODY, NodeId, NodeReport, Phase, Promise, Rule, ServerState, View
 
 
 def needed(rule: Rule) -> int:
@@ -40,6 +40,8 @@ class Missing:
     nodes: frozenset[NodeId]
 
     def __str__(self) -> str:
+        if self.rule.primary == NOBODY:
+            return f"{', '.join(sorted(self.nodes))} must say first where the data ends there"
         if self.rule.lone:
             return f"only {self.rule.primary} itself can say what it acknowledged alone in term {self.rule.term}"
         return (

@@ -7,9 +7,11 @@ import time
 import uuid
 
 from cluster.errors import StoreUnavailable
+from cluster.forgotten import lost_term
 from cluster.model import NodeId, Request, RequestKind, ServerState, Snapshot
 from cluster.store import OperatorStore
 from flypg.gather import look_at
+from flypg.health import never_founded
 from flypg.parsing import nearest
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply
@@ -34,18 +36,21 @@ def known_node(snapshot: Snapshot, name: str) -> NodeId:
 def founded(snapshot: Snapshot) -> None:
     """Raise Refused unless the cluster exists and somebody would carry out a request."""
     if snapshot.view is None:
-        raise Refused("this cluster was never founded: start its first agent; nothing was changed")
+        raise Refused(f"{never_founded(snapshot)}; nothing was changed")
     if snapshot.leader is None:
         raise Refused("no sentinel leads at the moment, so nobody would carry it out; nothing was changed")
 
 
-async def ready(store: OperatorStore, within_s: float = LEADER_WITHIN_S) -> Snapshot:
-    """The cluster as it is, once somebody leads who would carry out a request. Raises Refused, StoreUnavailable."""
+async def ready(store: OperatorStore, within_s: float = LEADER_WITHIN_S, *, lost: bool = False) -> Snapshot:
+    """The cluster as it is, once somebody leads who would carry out a request. `lost`: also one that etcd has lost.
+    Raises Refused, StoreUnavailable."""
     until = time.monotonic() + within_s
     while True:
         snapshot = await store.read()
-        if snapshot.view is None or snapshot.leader is not None or time.monotonic() >= until:
-            founded(snapshot)
+        nothing = snapshot.view is None and not (lost and lost_term(snapshot))
+        if nothing or snapshot.leader is not None or time.monotonic() >= until:
+            if nothing or snapshot.leader is None:
+                founded(snapshot)
             return snapshot
         await asyncio.sleep(LOOK_EVERY_S)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.forgotten import lost_term, told
 from cluster.model import NodeId, NodeReport, Phase, Rule, ServerState, Snapshot, View
 from cluster.quorum import needed
 from flypg.look import Looks
@@ -56,7 +57,7 @@ def failover_without_loss(snapshot: Snapshot, looks: Looks = NOT_ASKED) -> Answe
     """If the primary were lost this instant: could another node replace it, with every acknowledged write?"""
     view = snapshot.view
     if view is None:
-        return Answer(False, "the cluster was never founded")
+        return Answer(False, never_founded(snapshot))
     if view.phase is not Phase.OPEN or view.primary is None:
         return Answer(False, f"a change of primary is under way ({view.phase})")
     if snapshot.spec.paused:
@@ -80,11 +81,16 @@ def failover_without_loss(snapshot: Snapshot, looks: Looks = NOT_ASKED) -> Answe
     return Answer(True, f"{' or '.join(candidates)} would take over")
 
 
+def never_founded(snapshot: Snapshot) -> str:
+    """Why there is no view."""
+    return told(snapshot) if lost_term(snapshot) else "this cluster was never founded: start its first agent"
+
+
 def serving(snapshot: Snapshot) -> Answer:
     """Is there a primary that serves clients?"""
     view = snapshot.view
     if view is None:
-        return Answer(False, "the cluster was never founded: start its first agent")
+        return Answer(False, never_founded(snapshot))
     if view.phase is not Phase.OPEN or view.primary is None:
         return Answer(False, f"no primary is open yet: {view.phase}" + (f" ({view.why})" if view.why else ""))
     report = snapshot.reports.get(view.primary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cluster.model import Event, NodeId, NodeReport, Position, ServerState, Snapshot, View, format_lsn
@@ -72,7 +72,8 @@ def rows(snapshot: Snapshot, looks: Looks) -> list[NodeRow]:
 
 
 def _row_without_view(report: NodeReport) -> NodeRow:
-    return NodeRow(report.node, MISSING, report.state, report.member.region, None, None, None, "", complaints(report))
+    row = NodeRow(report.node, MISSING, report.state, report.member.region, None, None, None, "", complaints(report))
+    return replace(row, position=report.position)
 
 
 def _row(snapshot: Snapshot, view: View, node: NodeId, looks: Looks, primary: NodeLook | None) -> NodeRow:

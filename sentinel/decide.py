@@ -12,12 +12,12 @@ from cluster.quorum import barrier_passed, missing
 from sentinel.actions import Answer, Decision, PutView, Resign, wait
 from sentinel.candidates import Chosen, choose, may_lead, standing_promises
 from sentinel.evidence import Evidence, Weight, evidence
+from sentinel.founding import begin
 from sentinel.observe import Observations
 from sentinel.rules import adjust
 from sentinel.switchover import answer, call_off, proceed
-from sentinel.terms import found, opened, promote, revoke
+from sentinel.terms import opened, promote, revoke
 
-FOUNDING_GRACE_S = 1.0  # nodes that start together are all seen before one of them founds the cluster
 FOUNDER_LOST_S = 60.0
 PROMOTING_MAX_S = 60.0
 COLLECT_S = 3.0  # after data loss was accepted, everybody who is there gets so long to promise
@@ -28,7 +28,7 @@ def decide(snap: Snapshot, seen: Observations, now: float) -> Decision:
     """Choose the next change to the cluster. `now`: seconds, on the boottime that stamped `seen`."""
     view = snap.view
     if view is None:
-        return _found(snap, seen, now)
+        return begin(snap, seen, now)
     if snap.spec.paused and view.phase in (Phase.OPEN, Phase.FOUNDING):
         return _paused(snap)
     match view.phase:
@@ -50,30 +50,6 @@ def _paused(snap: Snapshot) -> Decision:
         if not request.outcome and request.kind in (RequestKind.SWITCHOVER, RequestKind.FAILOVER, RequestKind.REMOVE):
             return Decision(Answer(request.id, "refused: the cluster is paused: flypg resume"), "paused")
     return wait("the cluster is paused by an operator")
-
-
-def _found(snap: Snapshot, seen: Observations, now: float) -> Decision:
-    if not snap.reports:
-        return wait("no node has reported yet")
-    if now - seen.since < FOUNDING_GRACE_S:
-        return wait("waiting a moment for other nodes before one founds the cluster")
-    with_data = [r for r in snap.reports.values() if r.system_id]
-    if len({r.system_id for r in with_data}) > 1:
-        which = ", ".join(sorted(f"{r.node} ({r.system_id})" for r in with_data))
-        return wait(f"the nodes bring data of different systems: {which}; start only the one to adopt")
-    able = [r for r in with_data or snap.reports.values() if not may_lead(r.member, snap.spec)]
-    if not able:
-        return wait("no node may be primary (region, nofailover, priority)")
-    best = max(able, key=lambda r: (r.position is not None, r.position or 0, r.member.priority, _reverse(r.node)))
-    members = tuple(sorted((r.member for r in snap.reports.values()), key=lambda m: m.node))
-    timeline = max(best.checkpoint_timeline, best.position.timeline if best.position else 1, 1)
-    view = found(best.member, members, timeline, best.system_id)
-    return Decision(PutView(view, "founding", view.why, best.node), view.why)
-
-
-def _reverse(name: str) -> tuple[int, ...]:
-    """Sorts names backwards: of equals, n1 founds."""
-    return tuple(-ord(c) for c in name)
 
 
 def _founding(view: View, snap: Snapshot, seen: Observations, now: float) -> Decision:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.model import Branch, Member, NodeId, Phase, Position, Rule, Snapshot, View
+from cluster.forgotten import lost_term
+from cluster.model import NOBODY, Branch, Member, NodeId, NodeReport, Phase, Position, Rule, Snapshot, View
 
 MOST_BRANCHES = 60
+UNSEEN = 10  # terms and timelines that nodes may have got who are not there when a lost cluster is taken up
 
 
 def next_term(view: View, snap: Snapshot) -> int:
@@ -72,4 +75,26 @@ def found(member: Member, members: tuple[Member, ...], timeline: int, system_id:
         system_id=system_id,
         cause="the cluster was founded",
         why=f"{node} founds the cluster",
+    )
+
+
+def taken_up(snap: Snapshot, with_data: Sequence[NodeReport], cause: str) -> View:
+    """A cluster that etcd has lost, above all that the nodes know of it. Whoever acknowledged under which rule is not
+    known any more, so every one of these nodes must say where it stands before the furthest is chosen."""
+    term = max(lost_term(snap), *(p.term for p in snap.promises.values()), 0)
+    timelines = [r.checkpoint_timeline for r in with_data]
+    timelines += [r.position.timeline for r in with_data if r.position is not None]
+    timeline = max(*timelines, 1)
+    everybody = Rule(term, NodeId(NOBODY), frozenset(r.node for r in with_data), 1)
+    return View(
+        term=term + UNSEEN,
+        phase=Phase.REVOKING,
+        primary=None,
+        timeline=timeline,
+        rules=(everybody,),
+        members=tuple(sorted((r.member for r in snap.reports.values()), key=lambda m: m.node)),
+        last_timeline=timeline + UNSEEN,
+        system_id=with_data[0].system_id,
+        cause=cause,
+        why=cause,
     )

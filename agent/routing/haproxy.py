@@ -70,6 +70,11 @@ class HAProxy:
         return self._program.problem
 
     @property
+    def trouble(self) -> str:
+        """As `problem`, or what was one until a moment ago."""
+        return self._program.trouble
+
+    @property
     def routed_to(self) -> Address | None:
         """Where new connections of 5432 go now; None while they are held."""
         return next(iter(self._primary.opened()), None)

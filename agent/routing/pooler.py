@@ -92,6 +92,11 @@ class Pooler:
         return self._program.problem if self._program is not None else "it was not started"
 
     @property
+    def trouble(self) -> str:
+        """As `problem`, or what was one until a moment ago."""
+        return self._program.trouble if self._program is not None else "the pooler was not started"
+
+    @property
     def held(self) -> bool:
         """Do clients wait?"""
         return self._held is not False

@@ -26,6 +26,7 @@ from cluster.errors import CommandFailed
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 SETTLED_S = 10.0  # after that long a life the next death counts as the first
+TOLD_S = 60.0  # for so long people are told that it had to be started again
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,9 @@ class Program:
         self._ready = ready
         self._end_with = end_with
         self._pid: int | None = None
+        self._ended = ""  # how it last ended by itself
+        self._deaths = 0  # one soon after the other
+        self._started_at = 0.0
         self._supervisor: asyncio.Task[None] | None = None
         self._log = logging.getLogger(f"flypg.{name}")
 
@@ -98,6 +102,16 @@ class Program:
     def pid(self) -> int | None:
         """Of the running program; None while there is none."""
         return self._pid
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, or was until a moment ago, for people; "" when it runs well."""
+        if self.problem or not self._deaths:
+            return self.problem
+        if asyncio.get_running_loop().time() - self._started_at > TOLD_S:
+            return ""
+        times = "" if self._deaths == 1 else f", {self._deaths} times so far"
+        return f"{self._ended}; it was started again{times}"
 
     @property
     def alive(self) -> bool:
@@ -140,7 +154,8 @@ class Program:
                 began = clock()
                 await gone(self._pid)
                 self._forget()
-                self.problem = f"{self.name} ended by itself: {self._last_words()}"
+                self.problem = self._ended = f"{self.name} ended by itself: {self._last_words()}"
+                self._deaths = 1 if clock() - began > TOLD_S else self._deaths + 1
                 self._log.warning("program_ended", extra={"program": self.name, "problem": self.problem})
                 pause = FIRST_PAUSE_S if clock() - began > SETTLED_S else pause
             await asyncio.sleep(pause)
@@ -198,6 +213,7 @@ class Program:
                 extra_groups=[] if self._owner.uid is not None else None,
             )
         self.starts += 1
+        self._started_at = asyncio.get_running_loop().time()
         with contextlib.suppress(OSError):
             resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (open_files_limit(), open_files_limit()))
         child.returncode = 0  # subprocess is to forget it: it may outlive us, and we reap it ourselves

@@ -7,11 +7,12 @@ import sys
 import time
 from dataclasses import replace
 
-from cluster.model import Event, NodeId, RequestKind, Snapshot
+from cluster.model import Event, NodeId, NodeReport, RequestKind, Snapshot, format_lsn
 from cluster.store import OperatorStore
 from flypg.asking import ask, known_node, new_request, ready, wait_streaming
 from flypg.commands.rolling import restart_pending
 from flypg.reply import BadInput, Exit, Refused, Reply, done
+from flypg.show import columns
 from flypg.target import Target, whoami, with_store
 
 
@@ -22,7 +23,7 @@ def failover(args: argparse.Namespace) -> Reply:
 
 async def _failover(args: argparse.Namespace, store: OperatorStore, target: Target) -> Reply:
     if args.accept_data_loss and not args.yes:
-        snapshot = await ready(store)
+        snapshot = await ready(store, lost=True)
         confirm(loss_warning(snapshot, target), typed="lose data", unless="--yes")
     return await _request(args, store, RequestKind.FAILOVER, None, accept_data_loss=args.accept_data_loss)
 
@@ -30,9 +31,19 @@ async def _failover(args: argparse.Namespace, store: OperatorStore, target: Targ
 def loss_warning(snapshot: Snapshot, target: Target) -> str:
     """What --accept-data-loss means, for this cluster. Pure."""
     view = snapshot.view
-    old = (view.primary or view.deposed) if view else None
+    if view is None:
+        there = columns(["node", "state", "timeline", "position"], [_standing(r) for r in snapshot.reports.values()])
+        return "\n".join(
+            (
+                f"{target.said}: etcd has lost the cluster. Of these, the furthest becomes primary:",
+                f"\n{there}\n",
+                "Acknowledged writes that only other nodes have are lost for good: make sure that none is missing.",
+                "What flypg spec had changed is lost as well and must be set again, durability and hba lines included.",
+            )
+        )
+    old = view.primary or view.deposed
     seen = old is not None and old in snapshot.reports
-    rules = " and ".join(str(rule) for rule in view.rules) if view else ""
+    rules = " and ".join(str(rule) for rule in view.rules)
     lines = [
         f"{target.said}: a primary is promoted even though acknowledged writes may be missing from it.",
         f"In force: {rules}.",
@@ -44,6 +55,11 @@ def loss_warning(snapshot: Snapshot, target: Target) -> str:
             " writing if it acknowledges alone, and all of that is lost too: make sure that it is off."
         )
     return "\n".join(lines)
+
+
+def _standing(report: NodeReport) -> list[str]:
+    at = report.position
+    return [report.node, str(report.state), str(at.timeline) if at else "-", format_lsn(at.lsn) if at else "-"]
 
 
 def confirm(warning: str, *, typed: str, unless: str) -> None:
@@ -66,7 +82,7 @@ async def _request(
     *,
     accept_data_loss: bool = False,
 ) -> Reply:
-    snapshot = await ready(store)
+    snapshot = await ready(store, lost=accept_data_loss)
     node = known_node(snapshot, name) if name else None
     request = new_request(kind, node, accept_data_loss=accept_data_loss)
     return await ask(store, request, wait_s=None if args.no_wait else args.wait)

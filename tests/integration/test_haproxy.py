@@ -252,9 +252,11 @@ async def test_a_dead_haproxy_comes_back_with_its_route(settings: HAProxySetting
     async with running(settings) as haproxy, servers("a", "b") as (a, b):
         await haproxy.route(to(a, b))
         first = haproxy.pid
-        assert first is not None
+        assert first is not None and haproxy.trouble == ""
         os.kill(first, signal.SIGKILL)
         await eventually(lambda: haproxy.pid not in (None, first) and haproxy.routed_to == a.address)
+        await eventually(lambda: haproxy.problem == "")
+        assert "ended by itself" in haproxy.trouble and "started again" in haproxy.trouble
         for port, name in ((settings.ports.proxy, "a"), (settings.ports.read, "b")):
             async with asyncio.timeout(30):
                 while True:

@@ -144,9 +144,24 @@ class Cluster:
         return found
 
     def primary(self) -> str:
-        leaders = [node for node, role in self.roles().items() if role == "leader"]
-        assert len(leaders) == 1, leaders
+        """The node that says it leads. A busy node may not answer its role check in time: asked again."""
+        leaders: list[str] = []
+
+        def one() -> bool:
+            leaders[:] = [node for node, role in self.roles().items() if role == "leader"]
+            return len(leaders) == 1
+
+        until(one, f"no single primary\n{self.told()}", 60)
         return leaders[0]
+
+    def told(self) -> str:
+        """What the cluster says of itself."""
+        for node in NODES:
+            asked = ("docker", "exec", self.ids[node], "flypg")
+            done = self.engine.run(*asked, "status", "--events", "20", check=False)
+            if done.returncode in (0, 1):
+                return done.stdout
+        return done.stderr
 
     def healthy(self) -> bool:
         form = "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
@@ -184,15 +199,20 @@ class Cluster:
                 self.docker("pause", primary)
             else:
                 self.engine.run("docker", "network", "disconnect", network, self.ids[primary])
-            for writer in (beside, any_node):
-                writer.recovered(time.monotonic())
-            if how == "pause":
-                time.sleep(pause_s)
-                self.docker("unpause", primary)
-            elif how == "disconnect":
-                self.engine.run("docker", "network", "connect", "--alias", primary, network, self.ids[primary])
-            else:
-                self.docker("start", primary)
+            try:
+                for writer in (beside, any_node):
+                    writer.recovered(time.monotonic())
+                if how == "pause":
+                    time.sleep(pause_s)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.told()}") from None
+            finally:
+                if how == "pause":
+                    self.docker("unpause", primary)
+                elif how == "disconnect":
+                    self.engine.run("docker", "network", "connect", "--alias", primary, network, self.ids[primary])
+                else:
+                    self.docker("start", primary)
             back = until(self.healthy, f"{primary} did not come back", 240)
         found |= {
             "outage_s": round(beside.outage_s(began), 2),

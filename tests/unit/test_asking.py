@@ -42,4 +42,9 @@ def test_where_nobody_leads_it_is_refused() -> None:
 
 def test_a_cluster_that_was_never_founded_is_not_waited_for() -> None:
     with pytest.raises(Refused, match="never founded"):
-        asked(Told(replace(LED, view=None, leader=None)), 3600.0)
+        asked(Told(replace(LED, view=None, leader=None, reports={})), 3600.0)
+
+
+def test_a_cluster_that_etcd_has_lost_is_said_to_be_that() -> None:
+    with pytest.raises(Refused, match="etcd has lost this cluster"):
+        asked(Told(replace(LED, view=None)), 3600.0)

@@ -14,6 +14,7 @@ from cluster.model import (
     Fetch,
     Handover,
     HandoverStage,
+    NodeReport,
     Phase,
     Request,
     RequestKind,
@@ -31,10 +32,12 @@ from sentinel.decide import decide
 from sentinel.observe import Observations, observe
 from tests.unit.stories import (
     TERM,
+    TIMELINE,
     A,
     B,
     C,
     D,
+    at,
     lost,
     member,
     primary,
@@ -660,7 +663,7 @@ def test_a_second_failover_on_silence_waits_for_the_cooldown() -> None:
 
 
 def test_nodes_that_start_together_found_one_cluster() -> None:
-    fresh = [standby(n, state=ServerState.ABSENT, system_id="", verdict=None, streaming=False) for n in (A, B, C)]
+    fresh = [standby(n, state=ServerState.ABSENT, system_id="", verdict=None, term=0) for n in (A, B, C)]
     story = snap(None, *fresh)
     assert waits(decide(story, observe(None, story, 10.0), 10.5))
     founded = new_view(decide(story, observe(None, story, 10.0), 11.5))
@@ -670,10 +673,62 @@ def test_nodes_that_start_together_found_one_cluster() -> None:
 
 
 def test_a_node_with_data_is_the_founder_and_two_systems_are_refused() -> None:
-    empty = standby(A, state=ServerState.ABSENT, system_id="", verdict=None)
-    story = snap(None, empty, standby(B, state=ServerState.STOPPED, system_id="7000"))
+    empty = standby(A, state=ServerState.ABSENT, system_id="", verdict=None, term=0)
+    story = snap(None, empty, standby(B, state=ServerState.STOPPED, system_id="7000", term=0))
     assert new_view(decide(story, observe(None, story, 0.0), 9.0)).primary == B
-    story = snap(None, standby(A, system_id="7000"), standby(B, system_id="8000"))
+    story = snap(None, standby(A, system_id="7000", term=0), standby(B, system_id="8000", term=0))
     decision = decide(story, observe(None, story, 0.0), 9.0)
     assert waits(decision)
     assert "different systems" in decision.why
+
+
+def forgotten(*said: Any) -> Decision:
+    """etcd holds no view, and this; a sentinel has looked for a while."""
+    story = snap(None, *said)
+    return decide(story, observe(None, story, 0.0), 9.0)
+
+
+HAD = [primary(position=at(900)), standby(B, position=at(950), served=TERM), standby(C, position=at(900), term=0)]
+WORD = Request("r1", RequestKind.FAILOVER, None, "ann", accept_data_loss=True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [HAD, HAD[:1], HAD[1:2], [*HAD[2:], standby(D, state=ServerState.STOPPED, term=0, served=1)]],
+    ids=["all", "the primary alone", "a node that was started since", "stopped nodes"],
+)
+def test_a_cluster_that_etcd_has_lost_is_not_founded_anew(said: list[NodeReport]) -> None:
+    decision = forgotten(*said)
+    assert waits(decision)
+    assert "etcd has lost this cluster" in decision.why and "flypg failover --accept-data-loss" in decision.why
+
+
+def test_requests_of_a_lost_cluster_are_refused_but_for_the_one_that_takes_it_up() -> None:
+    for kind in (RequestKind.SWITCHOVER, RequestKind.FAILOVER, RequestKind.RESTART):
+        answered = forgotten(*HAD, Request("r1", kind, None, "ann")).action
+        assert isinstance(answered, Answered) and answered.outcome.startswith("refused: etcd has lost")
+    for bad in ([primary(), standby(B, system_id="8000")], [primary(member=member(A, nofailover=True))]):
+        answered = forgotten(*bad, WORD).action
+        assert isinstance(answered, Answered) and answered.outcome.startswith("refused: ")
+
+
+def test_a_lost_cluster_is_taken_up_above_all_that_is_known_of_it_with_the_furthest() -> None:
+    empty = standby(D, state=ServerState.ABSENT, system_id="", served=TERM, term=0)
+    taken = new_view(forgotten(*HAD, empty, promise(B, 400, term=TERM + 2), WORD))
+    assert (taken.phase, taken.primary, taken.system_id) == (Phase.REVOKING, None, "7000")
+    assert taken.term > TERM + 2 + 1 and taken.last_timeline > TIMELINE + 1, "nodes that are away may have got others"
+    assert {m.node for m in taken.members} == {A, B, C, D}
+    first = [promise(A, 900, term=taken.term), promise(B, 950, term=taken.term)]
+    story = snap(taken, *[replace(r, state=ServerState.STANDBY, term=taken.term) for r in HAD], empty, *first)
+    decision = decide(story, observe(None, story, 0.0), 60.0)
+    assert waits(decision) and "c must say first where the data ends there" in decision.why
+    story = replace(story, promises={p.node: p for p in [*first, promise(C, 940, term=taken.term)]})
+    chosen = new_view(decide(story, observe(None, story, 0.0), 60.0))
+    assert (chosen.phase, chosen.primary, chosen.timeline) == (Phase.PROMOTING, B, taken.last_timeline + 1)
+    assert chosen.rules[-1] == Rule(taken.term, B, frozenset({A, C}), 1)
+
+
+def test_who_cannot_say_where_it_stands_is_given_up_on_a_second_word() -> None:
+    taken = new_view(forgotten(*HAD, WORD))
+    story = snap(taken, *[replace(r, term=taken.term) for r in HAD], promise(B, 950, term=taken.term), WORD)
+    assert new_view(decide(story, observe(None, story, 0.0), 60.0)).rules == ()

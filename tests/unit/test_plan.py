@@ -563,6 +563,15 @@ def test_plan(story: str, seen: Snapshot, node: Local, step: Step | None) -> Non
     assert plan.step == step, plan.why
 
 
+def test_a_cluster_that_etcd_has_lost_is_a_problem_that_names_the_way_out() -> None:
+    for seen in (None, snap()):
+        plan = plan_next(seen, local("a", as_primary(), fresh=False, forgotten=True), member(A), now=100.0)
+        assert plan.step is None and plan.problem
+        assert f"up to term {TERM}" in plan.why and "flypg failover --accept-data-loss" in plan.why
+    back = plan_next(snap(), local("b", down(), fresh=False, forgotten=True), member(B), now=100.0)
+    assert back.step == StartStandby(None), "as when etcd does not answer"
+
+
 RULES = [
     ("one of two", "ANY 1 (b_t7, c_t7)", Rule(7, A, frozenset({B, C}), 1)),
     ("quoted", 'ANY 2 ("b_t7", "c_t7", "d_t7")', Rule(7, A, frozenset({B, C, NodeId("d")}), 2)),

@@ -9,12 +9,12 @@ from typing import cast
 
 import pytest
 
-from agent.reader import SharedStore
+from agent.reader import AsItIs, SharedStore
 from cluster.clock import SystemClock
-from cluster.errors import StoreUnavailable
+from cluster.errors import ClusterForgotten, StoreUnavailable
 from cluster.etcd_store import EtcdStore
-from cluster.model import Snapshot
-from tests.unit.stories import primary, snap
+from cluster.model import NodeReport, Snapshot
+from tests.unit.stories import VIEW, primary, snap
 
 
 class Silent:
@@ -75,6 +75,9 @@ class Changing(Silent):
         self.asked += 1
         return replace(self.holds, revision=self.asked)
 
+    async def report(self, report: NodeReport) -> None:
+        self.reported = report
+
 
 async def test_news_that_a_read_brings_wakes_everybody() -> None:
     store, woken = Changing(), []
@@ -83,10 +86,42 @@ async def test_news_that_a_read_brings_wakes_everybody() -> None:
     shared.told(None)
     await shared.read()
     assert woken == [1], "by the watch; the revision alone is no news"
-    store.holds = snap(None)
+    store.holds = snap(leader=None)
     shared.told(None)
     await shared.read()
     assert woken == [1, 2, 3]
+
+
+async def test_an_etcd_that_has_lost_the_cluster_is_silent_to_all_but_the_sentinel() -> None:
+    store = Changing()
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: None)
+    known = await shared.read()
+    for empty in (snap(None, primary(term=0)), snap(None)):
+        store.holds = empty
+        shared.told(None)
+        with pytest.raises(ClusterForgotten):
+            await shared.read()
+        shared.told(empty)
+        assert shared.snapshot == known, "what was known last"
+        assert (await AsItIs(shared).read()).view is None
+    await shared.report(primary())  # it answers, and is to be told
+    store.holds = snap(VIEW)
+    shared.told(None)
+    assert (await shared.read()).view == VIEW
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_node_that_starts_knows_by_its_data_that_there_was_a_cluster(served: bool) -> None:
+    store = Changing()
+    store.holds = snap(None)
+    shared = SharedStore(cast(EtcdStore, store), SystemClock(), lambda: None)
+    shared.served = lambda: served
+    if served:
+        with pytest.raises(ClusterForgotten):
+            await shared.read()
+        assert shared.snapshot is None
+    else:
+        assert (await shared.read()).view is None
 
 
 class Slow:

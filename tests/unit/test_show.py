@@ -180,7 +180,8 @@ SAFE = [
         "no standby that is ready may become primary",
     ),
     ("wrong region", snapshot(spec=Spec(primary_region="fra")), False, "no standby that is ready"),
-    ("never founded", snapshot(None), False, "never founded"),
+    ("never founded", snapshot(None, reports={}), False, "never founded"),
+    ("etcd has lost it", snapshot(None), False, "etcd has lost this cluster, which n1, n2, n3 served up to term 4"),
 ]
 
 
