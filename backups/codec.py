@@ -13,6 +13,7 @@ moved to another name do not open.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,12 +53,13 @@ class SealingKey:
         cipher = AESGCM(self._of_object(salt))
         about = header + name.encode()
         view = memoryview(plain)
-        out = [header]
         count = max(1, -(-len(plain) // CHUNK_BYTES))
+        out = io.BytesIO(bytes(len(header) + len(plain) + count * TAG_BYTES))  # in memory once, not also in chunks
+        out.write(header)
         for i in range(count):
             nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
-            out.append(cipher.encrypt(nonce, view[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES], about))
-        return b"".join(out)
+            out.write(cipher.encrypt(nonce, view[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES], about))
+        return out.getvalue()
 
     def open(self, sealed: bytes, name: str) -> bytes:
         """What was sealed under `name`. Raises ObjectDamaged when these bytes are not that."""
@@ -75,14 +77,14 @@ class SealingKey:
         body = memoryview(sealed)[HEADER_BYTES:]
         step = CHUNK_BYTES + TAG_BYTES
         count = -(-len(body) // step)
-        out = []
+        out = io.BytesIO(bytes(len(body) - count * TAG_BYTES))
         for i in range(count):
             nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
             try:
-                out.append(cipher.decrypt(nonce, body[i * step : (i + 1) * step], header + name.encode()))
+                out.write(cipher.decrypt(nonce, body[i * step : (i + 1) * step], header + name.encode()))
             except InvalidTag:
                 raise ObjectDamaged(f"{name}: chunk {i} of {count} was altered, cut short or moved here") from None
-        return b"".join(out)
+        return out.getvalue()
 
 
 def read_key(text: str, path: str) -> SealingKey | None:

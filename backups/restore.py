@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +16,19 @@ from pathlib import Path as FilePath
 
 from backups import layout
 from backups.base import Progress
-from backups.errors import RestoreFailed, RestoreRefused
-from backups.extract import make_our_own, unpack
+from backups.errors import RestoreFailed
 from backups.repository import Path
 from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, plan_restore
 from backups.stream import lengths
+from backups.unpacked import unpacked
 from backups.walget import WalFetcher
 from backups.wire import LineServer, restore_command
 from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
 from cluster.model import format_lsn
 from postgres.command import Account
-from postgres.files import free_bytes
-from postgres.scratch import ScratchServer, find_programs
+from postgres.scratch import ScratchServer
 
 log = logging.getLogger("flypg.backups")
-CHECK_S = 3600.0
 RECOVERY_S = 24 * 3600.0
 TARGETS = {TargetKind.TIME: "time", TargetKind.LSN: "lsn", TargetKind.NAME: "name", TargetKind.XID: "xid"}
 
@@ -45,8 +41,8 @@ class RestoreResult:
     timeline: int
     lsn: str  # where the restored cluster begins to write
     last_commit: str  # time of the last transaction that was replayed; "" when no WAL was
-    unpack_s: float
-    check_s: float
+    unpack_s: float  # every file is compared with the manifest on the way
+    check_s: float  # a second pass, where that could not be
     recovery_s: float
 
     @property
@@ -83,62 +79,16 @@ async def restore(
     progress: Callable[[Progress], None] | None = None,
 ) -> RestoreResult:
     """Restore into the empty `directory`. Raises RestoreRefused (nothing changed), RestoreFailed, RepositoryError."""
-    record = plan.snapshot
-    binaries = find_programs(record.major, programs)
-    await asyncio.to_thread(check_space, directory, record.raw_bytes)
-    home = await asyncio.to_thread(private_home)
-    server = ScratchServer(directory, home / "s", binaries, owner)
-
-    def tell(done: int) -> None:
-        if progress is not None:
-            progress(Progress(done, record.raw_bytes, record.stored_bytes))
-
-    began = time.monotonic()
     try:
-        await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
-        unpacked = time.monotonic()
-        await check_files(server, directory)
-        await asyncio.to_thread(make_our_own, directory, record, owner)
-        checked = time.monotonic()
-        timeline, lsn, commit = await _recover(server, path, plan, home, owner, inclusive)
-        ended = time.monotonic()
+        async with unpacked(path, plan.snapshot, directory, owner=owner, programs=programs, progress=progress) as files:
+            began = time.monotonic()
+            timeline, lsn, commit = await _recover(files.server, path, plan, files.home, owner, inclusive)
+        recovery_s = time.monotonic() - began
     except (InstanceError, CommandFailed, PostgresUnavailable) as error:
         raise RestoreFailed(
             f"restore into {directory} failed, what is there is left for inspection: {error}"
         ) from error
-    finally:
-        await server.kill()
-        await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
-    await asyncio.to_thread((directory / "backup_manifest").unlink, missing_ok=True)
-    return RestoreResult(directory, timeline, lsn, commit, unpacked - began, checked - unpacked, ended - checked)
-
-
-def private_home() -> FilePath:
-    """A new directory for a scratch server; below /tmp, since a socket's path must be short.
-
-    Its name has our process id: what somebody who was killed has left behind is removed by the next.
-    """
-    for left in FilePath("/tmp").glob("flypg-*-*"):
-        pid = left.name.split("-")[1]
-        if pid.isdigit() and not FilePath(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)  # not if it is another user's
-    home = FilePath(tempfile.mkdtemp(prefix=f"flypg-{os.getpid()}-", dir="/tmp"))
-    home.chmod(0o711)  # the server's user passes through
-    return home
-
-
-def check_space(directory: FilePath, needed: int) -> None:
-    place = directory
-    while not place.exists():
-        place = place.parent
-    free = free_bytes(place)
-    if free < needed * 1.1:
-        raise RestoreRefused(f"{directory} needs {int(needed * 1.1) >> 20} MiB, only {free >> 20} MiB are free")
-
-
-async def check_files(server: ScratchServer, directory: FilePath) -> None:
-    """Compare every file with PostgreSQL's own manifest."""
-    await server.tool("pg_verifybackup", "--no-parse-wal", "--quiet", directory, timeout_s=CHECK_S)
+    return RestoreResult(directory, timeline, lsn, commit, files.unpack_s, files.check_s, recovery_s)
 
 
 async def _recover(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from pathlib import Path as FilePath
 from backups import layout
 from backups.base import Progress
 from backups.errors import RestoreFailed, RestoreRefused
-from backups.extract import make_our_own, unpack
 from backups.layout import Segment, segment_of
 from backups.repository import Path
-from backups.restore import RECOVERY_S, check_files, check_space, private_home, write_signal
+from backups.restore import RECOVERY_S, write_signal
 from backups.restore_plan import Refused
 from backups.seed_plan import Followed, SeedPlan, plan_seed, with_wal
+from backups.unpacked import unpacked
 from backups.walget import WalFetcher
 from backups.wire import LineServer, restore_command
 from cluster.errors import CommandFailed, InstanceError
@@ -32,7 +31,7 @@ from cluster.model import format_lsn
 from postgres.command import Account
 from postgres.controldata import ControlData
 from postgres.files import read_or_empty, write_atomically
-from postgres.scratch import ScratchServer, find_programs
+from postgres.scratch import ScratchServer
 
 log = logging.getLogger("flypg.backups")
 GB = 1 << 30
@@ -81,32 +80,15 @@ async def seed(
     if isinstance(plan, Refused):
         raise RestoreRefused(plan.why)
     record = plan.snapshot
-    binaries = find_programs(record.major, programs)
-    await asyncio.to_thread(check_space, directory, record.raw_bytes)
-    home = await asyncio.to_thread(private_home)
-    server = ScratchServer(directory, home / "s", binaries, owner)
-
-    def tell(done: int) -> None:
-        if progress is not None:
-            progress(Progress(done, record.raw_bytes, record.stored_bytes))
-
-    began = time.monotonic()
     try:
-        await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
-        say("checking every file")
-        await check_files(server, directory)
-        await asyncio.to_thread(make_our_own, directory, record, owner)
-        unpacked = time.monotonic()
-        more = await asyncio.to_thread(archived, path, record.segment_bytes)  # the archive has grown meanwhile
-        plan = with_wal(record, more, followed)
-        await _replay(server, path, plan, followed, home, owner, say)
+        async with unpacked(path, record, directory, owner=owner, programs=programs, progress=progress) as files:
+            began = time.monotonic()
+            more = await asyncio.to_thread(archived, path, record.segment_bytes)  # the archive has grown meanwhile
+            plan = with_wal(record, more, followed)
+            await _replay(files.server, path, plan, followed, files.home, owner, say)
     except (InstanceError, CommandFailed) as error:
         raise RestoreFailed(f"{record.id} does not make a standby: {error}") from error
-    finally:
-        await server.kill()
-        await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
-    await asyncio.to_thread((directory / "backup_manifest").unlink, missing_ok=True)
-    return Seeded(record.id, plan.until, unpacked - began, time.monotonic() - unpacked)
+    return Seeded(record.id, plan.until, files.unpack_s + files.check_s, time.monotonic() - began)
 
 
 async def _replay(

@@ -13,8 +13,9 @@ from pathlib import Path as FilePath
 from backups.catalog import SnapshotRecord, Verification
 from backups.errors import ObjectDamaged, ObjectMissing, RestoreFailed
 from backups.repository import Path
-from backups.restore import private_home, restore
+from backups.restore import restore
 from backups.restore_plan import RestorePlan, Target, TargetKind
+from backups.unpacked import private_home
 from cluster.errors import CommandFailed, CommandTimedOut, InstanceError, PostgresUnavailable
 from postgres.command import Account
 from postgres.scratch import ScratchServer, find_programs

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,12 @@ from tests.support.radosgw import ACCESS, SECRET, Radosgw
 CODE = Path(__file__).resolve().parents[1]
 BUCKET = "bucket"
 LOOK_S = 0.01
+UNTAR = """\
+zstd -dc "$1/base.tar.zst" | tar -x -C "$2"
+cp "$1/backup_manifest" "$2"
+pg_verifybackup --no-parse-wal --quiet "$2"
+rm "$2/backup_manifest"
+"""
 PGBACKREST = """\
 [global]
 repo1-type=s3
@@ -210,11 +216,22 @@ class World:
         self.archive_with(f"pgbackrest --config={self.conf} --stanza=bench archive-push %p")
 
     def pgbackrest_restore(self, into: Path) -> Measured:
-        """Restore and recover until it accepts writes, then stop: what ours does as well."""
-        into.mkdir(mode=0o700)
-        shutil.chown(into, "postgres", "postgres")
+        """Restore and recover. Its `output`: seconds until the files were there, checked and on the disk."""
+        _make(into)
+        return self._recovered(
+            into,
+            lambda: self.pgbackrest("restore", f"--pg1-path={into}", "--type=immediate", "--target-action=promote"),
+        )
+
+    def untar(self, taken: Path, into: Path) -> Measured:
+        """Unpack, check and recover what pg_basebackup has left in `taken`. `output`: as above, without the disk."""
+        _make(into)
+        return self._recovered(into, lambda: measured(["sh", "-ec", UNTAR, "sh", taken, into], {}))
+
+    def _recovered(self, into: Path, restore: Callable[[], Measured]) -> Measured:
+        """Restore, then recover until it accepts writes, and stop in order: what ours does as well."""
         began = time.monotonic()
-        done = self.pgbackrest("restore", f"--pg1-path={into}", "--type=immediate", "--target-action=promote")
+        done = restore()
         copy = PgServer(into)
         try:
             copy.configure(archive_mode="off", fsync="on")
@@ -225,6 +242,11 @@ class World:
         finally:
             copy.remove()
         return Measured(round(time.monotonic() - began, 2), done.cpu_s, done.peak_mb, f"{done.wall_s}")
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    shutil.chown(directory, "postgres", "postgres")
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 It listens on no address, only on a socket in a directory of its own that the server's user alone may enter, and it
 never archives. Its settings come from a file of ours, not from the data directory: those belong to another cluster.
+
+It does not wait for the disk: what it works on has been made anew, and whoever keeps that sees to it in the end.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ class ScratchServer:
             "shared_buffers": "64MB" if machine_memory_mb() >= SMALL_MB else "16MB",
             "archive_mode": "off",
             "autovacuum": "off",
+            "fsync": "off",
             "ssl": "off",
             "synchronous_standby_names": "",
             "primary_conninfo": "",
@@ -106,7 +109,7 @@ class ScratchServer:
         ):
             write_atomically(self.home / name, text, owner=self._user, durable=False)
         # settings of the cluster it came from, which would win over ours
-        write_atomically(self.data / "postgresql.auto.conf", "", owner=self._user, durable=True)
+        write_atomically(self.data / "postgresql.auto.conf", "", owner=self._user, durable=False)
 
     def alive(self) -> bool:
         if self._pid is None:

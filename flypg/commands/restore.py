@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Reply:
     def tell(at: Done) -> None:
         share = min(100, 100 * at.done_bytes // max(1, at.total_bytes)) // 10 * 10
         text = f"unpacking {share} % of {size(at.total_bytes)}"
-        progress.now(text if share < 100 else "checking, then replaying WAL")
+        progress.now(text if share < 100 else "replaying WAL")
 
     try:
         result = asyncio.run(
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> Reply:
     commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
     text = (
         f"restored {plan.snapshot.id} to {plan.target} in {result.total_s:.1f} s "
-        f"(unpacking {result.unpack_s:.1f}, checking {result.check_s:.1f}, recovery {result.recovery_s:.1f}){commit}\n"
+        f"(unpacking and checking {result.unpack_s + result.check_s:.1f}, recovery {result.recovery_s:.1f}){commit}\n"
         + NEXT.format(directory=directory, timeline=result.timeline)
     )
     return done(text, {**body, **asdict(result), "directory": str(directory)})

@@ -13,9 +13,9 @@ from agent.seeding import in_words, reason_of
 from backups.catalog import Archive
 from backups.config import read_config
 from backups.layout import Segment
-from backups.restore import private_home
 from backups.restore_plan import Refused
 from backups.seed_plan import Followed, SeedPlan, plan_seed
+from backups.unpacked import private_home
 from cluster.errors import SettingsError
 from cluster.model import NodeId, format_lsn
 from postgres.seeding import Seed, Seeding, lost
