@@ -19,7 +19,7 @@ h1{font-size:22px;margin:0 0 4px}h2{font-size:18px;margin:32px 0 4px;border-top:
 h3{font-size:14px;margin:18px 0 2px}
 p{margin:4px 0 10px}.dim{color:#666}table{border-collapse:collapse;margin:4px 0 14px}
 td,th{padding:3px 12px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid #eceff3;font-size:14px}
-td{overflow-wrap:anywhere}td:first-child,td.num{overflow-wrap:normal;white-space:nowrap}
+td:last-child{overflow-wrap:anywhere}td:first-child,td.num{overflow-wrap:normal;white-space:nowrap}
 th{color:#555;font-weight:600}.num{text-align:right;font-variant-numeric:tabular-nums}
 .pass{color:#1b7837;font-weight:700}.fail{color:#c0392b;font-weight:700}.open{color:#8a6d00;font-weight:700}
 .story{font-size:17px;max-width:900px;margin:8px 0 12px}.bad{border-left:4px solid #c0392b;background:#fdf1ef;

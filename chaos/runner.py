@@ -17,6 +17,7 @@ from chaos.drills import Drill
 from chaos.faults import nothing
 from chaos.history import Verdict, Write
 from chaos.inspection import judge_servers, patiently, rows
+from chaos.load import Pgbench
 from chaos.phases import failovers, phases, roles
 from chaos.places import Node
 from chaos.reader import Reader
@@ -65,8 +66,12 @@ def asked(target: Target, drill: Drill, victim: Node | None) -> list[Node]:
     return [node for node in target.nodes.values() if node is not victim] or list(target.nodes.values())
 
 
-def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str], None] = lambda _: None) -> Result:
-    """Run one drill against a healthy cluster and mend everything again. Never leaves the fault behind."""
+def run_drill(
+    target: Target, drill: Drill, *, seed: int = 1, load: int = 0, say: Callable[[str], None] = lambda _: None
+) -> Result:
+    """Run one drill against a healthy cluster and mend everything again. Never leaves the fault behind.
+
+    `load`: clients of pgbench that work meanwhile."""
     rng = random.Random(f"{seed}/{drill.name}")
     target.wait_healthy()
     victim = victim_of(target, drill, rng)
@@ -83,12 +88,15 @@ def run_drill(target: Target, drill: Drill, *, seed: int = 1, say: Callable[[str
         poolers = [node.conninfo(node.ports.pooler) for node in nodes]
         pace = 1 if drill.pooled or not set(drill.paths) & set(probes[0].paths) else POOLED_SLOWER
         probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS, slower=pace))
+        pgbench = Pgbench(target.primary, nodes, load) if load else None
         reader = Reader([node.conninfo(node.ports.read) for node in nodes], Path(directory))
         try:
             break_and_mend(target, drill, victim, probes[0], result, rng, say)
         except TestbedError as error:
             result.verdicts.append(Verdict("drill", False, str(error)))
         finally:
+            if pgbench is not None:
+                pgbench.stop()
             for probe in probes:
                 result.writes += probe.stop()
             result.reads = reader.stop()

@@ -21,6 +21,7 @@ from chaos.drills import DRILLS
 from chaos.faults import FAULTS, Fault, Undo
 from chaos.history import NEVER, RegisterOp, Verdict
 from chaos.inspection import judge_servers, patiently, rows
+from chaos.load import Pgbench
 from chaos.phases import Band, failovers, roles
 from chaos.places import Node
 from chaos.results import Result, Told
@@ -28,7 +29,7 @@ from chaos.runner import prepare
 from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.wire import WireError
-from chaos.workloads import ACCOUNTS, SCHEMA, TOTAL, Load, Observed
+from chaos.workloads import ACCOUNTS, POOLED, PRIMARY, READ_ONLY, SCHEMA, TOTAL, Load, Observed
 from chaos.writer import Probe
 
 FINAL_LISTS = "SELECT key, array_to_string(value, ',') FROM flypg_list"
@@ -67,8 +68,12 @@ def heal_s(chosen: Sequence[Fault]) -> float:
     return max([HEAL_S, *(DRILLS[f.name].heal_s for f in chosen if f.name in DRILLED)])
 
 
-def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None] = lambda _: None) -> Result:
-    """Break and mend until the time is over. Every fault is undone before the next one, and at the end."""
+def soak(
+    target: Target, *, seed: int, minutes: float, load: int = 0, say: Callable[[str], None] = lambda _: None
+) -> Result:
+    """Break and mend until the time is over. Every fault is undone before the next one, and at the end.
+
+    `load`: clients of pgbench that work meanwhile."""
     rng = random.Random(f"{seed}/soak")
     target.wait_healthy()
     about = f"random faults for {minutes:g} minutes"
@@ -77,12 +82,20 @@ def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None
     with tempfile.TemporaryDirectory(prefix="fpsoak") as directory:
         prepare(target)
         wire = patiently(target.primary)
-        for statement in SCHEMA:
-            wire.execute(statement, timeout_s=20)
+        wire.execute("; ".join(SCHEMA), timeout_s=20)  # one transaction: no standby shows half of it
         wire.close()
-        endpoints = [node.through_proxy for node in target.nodes.values()]
-        probe = Probe(endpoints, Path(directory))
-        load = Load(endpoints, Path(directory), seed)
+        nodes = list(target.nodes.values())
+        probe = Probe([node.through_proxy for node in nodes], Path(directory))
+        workloads = Load(
+            {
+                PRIMARY: [node.through_proxy for node in nodes],
+                POOLED: [node.conninfo(node.ports.pooler) for node in nodes],
+                READ_ONLY: [node.conninfo(node.ports.read) for node in nodes],
+            },
+            Path(directory),
+            seed,
+        )
+        pgbench = Pgbench(target.primary, nodes, load) if load else None
         observed = Observed([], [], [])
         result.fault = time.monotonic()
         number = 0
@@ -95,7 +108,9 @@ def soak(target: Target, *, seed: int, minutes: float, say: Callable[[str], None
         except TestbedError as error:
             result.verdicts.append(Verdict("healing", False, f"seed {seed}, fault {number}: {error}"))
         finally:
-            observed = load.stop()
+            if pgbench is not None:
+                pgbench.stop()
+            observed = workloads.stop()
             result.writes = probe.stop()
             result.mended = result.ended = time.monotonic()
     if not result.verdicts:

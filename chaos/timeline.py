@@ -215,7 +215,7 @@ def picture(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 18}" role="img"'
         ' aria-label="what clients and nodes saw over time">'
-        f"<style>{STYLE}</style>{PATTERNS}{body}</svg>"
+        f'<style>{STYLE}</style>{PATTERNS}<rect width="100%" height="100%" fill="#fff"/>{body}</svg>'
     )
 
 

@@ -1,4 +1,5 @@
-"""Loads whose answers can be judged: a bank, registers, and list-append transactions, through port 5432.
+"""Loads whose answers can be judged: a bank, registers, and list-append transactions, through ports 5432 and 6432; and
+readers of the bank on standbys, through 5434, where each snapshot has to be whole, however old it is.
 
 Runs as a process of its own, like the write probe: `python -m chaos.workloads JOB.json`. Each line of its log is one
 operation. Every value written is unique, and few clients share a key, so that the checkers decide in linear time.
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ KEYS = 5
 TXNS_PER_LIST = 40  # lists stay short: every read carries the whole of one
 TIMEOUT_S = 1.0
 PAUSE_S = 0.02
+LEAVE = 0.05  # the chance that a reader of the balances connects anew for the next look
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS flypg_bank (id int PRIMARY KEY, balance int NOT NULL CHECK (balance >= 0))",
@@ -75,14 +77,22 @@ class Worker:
         return self.turn * 100 + self.number
 
 
+def balances(worker: Worker) -> None:
+    """Look at all the money. The connection is left now and then: HAProxy chooses a server for a new one."""
+    wire = worker.connected()
+    rows = wire.execute(f"{BALANCES} ORDER BY id", timeout_s=TIMEOUT_S)
+    server = rows[0][1] if rows else ""
+    worker.note(["bank", time.monotonic(), server, [int(balance) for balance, _ in rows]])
+    if worker.rng.random() < LEAVE:
+        worker.drop()
+
+
 def bank(worker: Worker) -> None:
     """Move some money, or look at all of it."""
-    wire = worker.connected()
     if worker.rng.random() < 0.5:
-        rows = wire.execute(f"{BALANCES} ORDER BY id", timeout_s=TIMEOUT_S)
-        server = rows[0][1] if rows else ""
-        worker.note(["bank", time.monotonic(), server, [int(balance) for balance, _ in rows]])
+        balances(worker)
         return
+    wire = worker.connected()
     one, two = worker.rng.sample(range(1, ACCOUNTS + 1), 2)
     try:
         wire.execute(TRANSFER, [one, two, worker.rng.randint(1, 20)], timeout_s=TIMEOUT_S)
@@ -143,7 +153,18 @@ def lists(worker: Worker) -> None:
         wire.execute("ROLLBACK", timeout_s=TIMEOUT_S)
 
 
-CLIENTS = (bank, bank, register, register, register, lists, lists, lists)
+PRIMARY, POOLED, READ_ONLY = "primary", "pooled", "read-only"  # 5432, 6432, 5434
+CLIENTS: tuple[tuple[Callable[[Worker], None], str], ...] = (
+    (bank, PRIMARY),
+    (bank, POOLED),
+    (balances, READ_ONLY),
+    (register, PRIMARY),
+    (register, PRIMARY),
+    (register, POOLED),
+    (lists, PRIMARY),
+    (lists, PRIMARY),
+    (lists, POOLED),
+)
 
 
 def _loop(worker: Worker, turn: Callable[[Worker], None], stop: threading.Event) -> None:
@@ -155,7 +176,7 @@ def _loop(worker: Worker, turn: Callable[[Worker], None], stop: threading.Event)
     worker.drop()
 
 
-def run(endpoints: Sequence[str], log: str, seed: int) -> None:
+def run(endpoints: Mapping[str, Sequence[str]], log: str, seed: int) -> None:
     """Work until SIGTERM, or until whoever started us is gone."""
     stop, lock = threading.Event(), threading.Lock()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -168,8 +189,9 @@ def run(endpoints: Sequence[str], log: str, seed: int) -> None:
                 file.write(json.dumps(row) + "\n")
 
         threads = []
-        for number, turn in enumerate(CLIENTS, start=1):
-            worker = Worker(number, endpoints, random.Random(f"{seed}/{number}"), note, at=number % len(endpoints))
+        for number, (turn, port) in enumerate(CLIENTS, start=1):
+            where = endpoints[port]
+            worker = Worker(number, where, random.Random(f"{seed}/{number}"), note, at=number % len(where))
             threads.append(threading.Thread(target=_loop, args=(worker, turn, stop)))
             threads[-1].start()
         while not stop.wait(0.2):
@@ -210,13 +232,21 @@ def parse(lines: Iterable[str]) -> Observed:
 class Load:
     """Running workloads, as a drill holds them."""
 
-    def __init__(self, endpoints: Sequence[str], directory: Path, seed: int) -> None:
+    def __init__(self, endpoints: Mapping[str, Sequence[str]], directory: Path, seed: int) -> None:
+        """`endpoints`: where to connect, for PRIMARY, POOLED and READ_ONLY."""
         self._log = directory / "load.jsonl"
         self._log.write_text("")
         job = directory / "load.job"
         descriptor = os.open(job, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"endpoints": list(endpoints), "log": str(self._log), "seed": seed}, file)
+            json.dump(
+                {
+                    "endpoints": {port: list(where) for port, where in endpoints.items()},
+                    "log": str(self._log),
+                    "seed": seed,
+                },
+                file,
+            )
         command = [sys.executable, "-m", "chaos.workloads", str(job)]
         self._process = subprocess.Popen(
             command, env=environment({}), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL

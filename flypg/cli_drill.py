@@ -71,6 +71,9 @@ def _where(parser: Parser, *, local: bool = True) -> None:
         group.add_argument("--dir", metavar="DIR", help="directory of a local cluster (FLYPG_LOCAL_DIR)")
     group.add_argument("--nodes", type=positive, default=3, metavar="N", help="nodes of a testbed (3)")
     group.add_argument("--namespaces", action="store_true", help="each node in a network namespace (needs root)")
+    group.add_argument(
+        "--pgbench", type=positive, default=0, metavar="N", help="N clients of pgbench work meanwhile (testbeds)"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="where randomness begins (1)")
 
 

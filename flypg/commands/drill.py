@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> Reply:
     """flypg drill run NAME…: each against a testbed of its own kind, or all against the local cluster."""
     drills = chosen(args.names)
     earlier = checked(args)
+    if args.pgbench and (args.local or args.cluster is not None):
+        raise BadInput("--pgbench is for a testbed: it would replace tables of pgbench that are there")
     if args.cluster is not None:
         from flypg.commands import drill_cluster  # which imports this module
 
@@ -91,6 +93,7 @@ def run(args: argparse.Namespace) -> Reply:
     problem = ""
     where = " --local" if args.local else " --namespaces" if args.namespaces else ""
     where += f" --nodes {args.nodes}" if args.nodes != 3 else ""
+    where += f" --pgbench {args.pgbench}" if args.pgbench else ""
     with ended_in_order(), written_at_the_end(args, results, earlier):
         try:
             for needs, group in _by_needs(drills, local_only=args.local):
@@ -104,7 +107,9 @@ def run(args: argparse.Namespace) -> Reply:
                             skipped[drill.name] = f"needs {drill.nodes} nodes"
                             continue
                         for number in range(args.repeat):
-                            result = run_drill(target, drill, seed=args.seed + number, say=progress.done)
+                            result = run_drill(
+                                target, drill, seed=args.seed + number, load=args.pgbench, say=progress.done
+                            )
                             result.again = f"{result.replay}{where}"
                             results.append(result)
         except (TestbedError, NetworkError) as error:

@@ -30,11 +30,12 @@ def run(args: argparse.Namespace) -> Reply:
     problem = ""
     again = f"flypg drill soak --seed {args.seed} --minutes {args.minutes:g}"
     again += (f" --nodes {args.nodes}" if args.nodes != 3 else "") + (" --namespaces" if args.namespaces else "")
+    again += f" --pgbench {args.pgbench}" if args.pgbench else ""
     with ended_in_order(), written_at_the_end(args, results, earlier):
         try:
             plan = Plan(nodes=args.nodes, etcd=3, namespaces=args.namespaces, spec=DRILLED)
             with Testbed(plan, progress.now) as bed:
-                result = soak(bed, seed=args.seed, minutes=args.minutes, say=progress.done)
+                result = soak(bed, seed=args.seed, minutes=args.minutes, load=args.pgbench, say=progress.done)
                 result.again = again
                 results.append(result)
         except (TestbedError, NetworkError) as error:

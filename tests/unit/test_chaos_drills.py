@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from chaos.drills import DRILLS, Drill
+from chaos.faults import FAULTS
+from chaos.processes import look
+from chaos.shield import held
 from chaos.soak import ALONE, faults, schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
@@ -38,3 +46,47 @@ def test_a_soak_draws_everything_it_may_and_never_loses_two_copies() -> None:
 
 def test_a_soak_on_loopback_cuts_no_cables() -> None:
     assert not [fault.name for fault in faults(namespaces=False) if fault.namespaces]
+
+
+def test_every_fault_has_a_drill_of_its_own() -> None:
+    assert set(FAULTS) <= set(DRILLS)
+
+
+def test_clients_of_a_killed_router_have_no_other_way() -> None:
+    assert {drill.name for drill in DRILLS.values() if drill.through_victim} == {"kill-haproxy", "kill-pgbouncer"}
+
+
+def test_signals_wait_while_something_is_mended() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), held():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            done.append(number)
+    assert len(done) == 3
+    with held():
+        child = subprocess.Popen(["sleep", "60"])
+    child.terminate()
+    assert child.wait(timeout=10) == -signal.SIGTERM, "what is started meanwhile gets its signals as usual"
+
+
+def test_who_was_frozen_wakes_when_the_drill_is_killed() -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        freeze = (
+            "import sys, time; from chaos import faults, processes\n"
+            "faults._freeze(lambda: [processes.look(int(sys.argv[1]))], 'it'); print('frozen', flush=True)\n"
+            "time.sleep(60)"
+        )
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-c", freeze, str(sleeper.pid)]
+        with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as drill:
+            assert drill.stdout is not None and drill.stdout.readline() == b"frozen\n"
+            assert (now := look(sleeper.pid)) is not None and now.state == "T"
+            drill.kill()
+        until = time.monotonic() + 20
+        while (now := look(sleeper.pid)) is not None and now.state == "T":
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
