@@ -7,7 +7,7 @@ import os
 import socket
 
 FIRST, LAST = 20000, 32000
-COUNTER = "/tmp/flypg-test-ports"
+COUNTER = "/tmp/flypg-test-ports"  # of each user: another's may not be written to
 
 
 def _free(port: int) -> bool:
@@ -22,11 +22,13 @@ def _free(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """`count` ports that nobody listens on and that were not given out lately (a counter shared under a lock)."""
-    descriptor = os.open(COUNTER, os.O_RDWR | os.O_CREAT, 0o666)
+    user = os.geteuid()
+    descriptor = os.open(f"{COUNTER}-{user}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         text = file.read().strip()
-        port = int(text) if text.isdigit() and FIRST <= int(text) < LAST else FIRST
+        first = FIRST + user * 1009 % (LAST - FIRST)  # away from where other users begin
+        port = int(text) if text.isdigit() and FIRST <= int(text) < LAST else first
         found: list[int] = []
         while len(found) < count:
             port = port + 1 if port + 1 < LAST else FIRST

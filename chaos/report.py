@@ -83,6 +83,9 @@ def earlier_runs(text: str) -> dict[str, list[Earlier]]:
     """Drill -> its runs in a JSON report. Raises ValueError when the text is no such report."""
     try:
         body = json.loads(text)
+    except ValueError:
+        raise ValueError("it is no JSON") from None
+    try:
         if body["format_version"] != FORMAT_VERSION:
             raise ValueError(f"its format_version is {body['format_version']}, not {FORMAT_VERSION}")
         found: dict[str, list[Earlier]] = {}
