@@ -121,20 +121,21 @@ async def prepared(server: PgServer) -> None:
     assert await roles.follow(door) == ["later db"]
     assert await roles.follow(door) == [], "what follows is left alone"
     for database in ("shop", "later db"):
-        run(server, "ada", LAYOUT.format("") + "INSERT INTO t (n) VALUES (1); CREATE SCHEMA lab", database)
-        run(server, "ada", "CREATE TABLE lab.t (n int); INSERT INTO lab.t VALUES (1)", database)
-        run(
-            server,
-            "ada",
-            "SET ROLE NONE; CREATE TABLE own (n int); CREATE SEQUENCE own_s; CREATE SCHEMA own_lab",
-            database,
-        )
-        run(server, "ada", "SET ROLE NONE; SELECT 1 AS n INTO own_into", database)
-        run(server, "ada", OTHER_KINDS, database)
-        with server.connect(database) as su:
-            su.execute("CREATE TABLE by_superuser (n int); INSERT INTO by_superuser VALUES (1)")
-            su.execute(LAYOUT.format("su_").encode())
-            su.execute(PRIVILEGED.encode())
+        fill(server, database)
+
+
+def fill(server: PgServer, database: str) -> None:
+    """What a schema admin and the superuser have made."""
+    run(server, "ada", LAYOUT.format("") + "INSERT INTO t (n) VALUES (1); CREATE SCHEMA lab", database)
+    run(server, "ada", "CREATE TABLE lab.t (n int); INSERT INTO lab.t VALUES (1)", database)
+    own = "SET ROLE NONE; CREATE TABLE own (n int); CREATE SEQUENCE own_s; CREATE SCHEMA own_lab"
+    run(server, "ada", own, database)
+    run(server, "ada", "SET ROLE NONE; SELECT 1 AS n INTO own_into", database)
+    run(server, "ada", OTHER_KINDS, database)
+    with server.connect(database) as su:
+        su.execute("CREATE TABLE by_superuser (n int); INSERT INTO by_superuser VALUES (1)")
+        su.execute(LAYOUT.format("su_").encode())
+        su.execute(PRIVILEGED.encode())
 
 
 CAN = [

@@ -24,7 +24,7 @@ from agent.routing.target import Address
 from cluster.clock import SystemClock
 from cluster.model import Spec
 from postgres import roles
-from tests.integration.test_roles import HBA, LAYOUT, PASSWORD, USERS, async_door
+from tests.integration.test_roles import HBA, LAYOUT, PASSWORD, USERS, async_door, fill
 from tests.support.pgcopy import copy_of
 from tests.support.pgserver import BIN, PgServer
 from tests.support.ports import free_ports
@@ -65,19 +65,13 @@ async def prepared(server: PgServer) -> None:
     server.sql("CREATE DATABASE shop")
     with server.connect("shop") as su:
         su.execute(LAYOUT.format("old_").encode())
+        su.execute("INSERT INTO old_t (n) VALUES (1)")
     await roles.follow(door, pooler=roles.pooler_password(OPERATOR))
     await roles.prepare(door)
     for name, role in USERS.items():
         async with door("postgres") as connection:
             await roles.create_user(connection, name, role, PASSWORD)
-    made = LAYOUT.format("") + "CREATE SCHEMA lab; CREATE TABLE lab.t (n int); SET ROLE NONE; CREATE TABLE own (n int);"
-    made += "CREATE SEQUENCE own_s; CREATE SCHEMA own_lab; SELECT 1 AS n INTO own_into"
-    with psycopg.connect(
-        host="127.0.0.1", port=server.port, user="ada", password=PASSWORD, dbname="shop", autocommit=True
-    ) as ada:
-        ada.execute(made.encode())
-    with server.connect("shop") as su:
-        su.execute("CREATE TABLE by_superuser (n int)")
+    fill(server, "shop")
 
 
 @contextlib.contextmanager
