@@ -247,8 +247,9 @@ SELECT d.datname,
        EXISTS (SELECT FROM aclexplode(d.datacl) a JOIN pg_roles r ON r.oid = a.grantee
                WHERE r.rolname = 'flypg_pooler'
                  AND a.privilege_type = CASE d.datname WHEN 'template1' THEN 'TEMPORARY' ELSE 'CONNECT' END) AS pooled
-FROM pg_database d WHERE d.datallowconn ORDER BY d.datname
+FROM pg_database d WHERE d.datallowconn
 """
+UNREADY_HERE = f"{UNREADY} AND d.datname = current_database()"
 
 USERS = """
 SELECT r.rolname AS name,

@@ -34,6 +34,7 @@ class Role(StrEnum):
     READER = "reader"
 
 
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('flypg.roles'))"
 GROUP = {Role.SCHEMA_ADMIN: text.SCHEMA_ADMIN, Role.WRITER: text.WRITER, Role.READER: text.READER}
 PLAIN = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 RESERVED = PROTECTED_USERS | {text.POOLER, *GROUP.values(), "public", "none"}
@@ -79,8 +80,14 @@ async def prepare(door: Door) -> None:
         bad = await _column(connection, text.BAD_GROUPS)
         if bad:
             raise InstanceError(f"the role {bad[0]} exists and is not flypg's group of that name: rename it first")
-        await refusable(_run(connection, text.GROUPS))
+        await refusable(_make_groups(connection))
     await follow(door)
+
+
+async def _make_groups(connection: Connection) -> None:
+    async with connection.transaction():
+        await connection.execute(LOCK)
+        await _run(connection, text.GROUPS)
 
 
 async def follow(door: Door, *, pooler: str | None = None, thorough: bool = False) -> list[str]:
@@ -95,21 +102,25 @@ async def follow(door: Door, *, pooler: str | None = None, thorough: bool = Fals
         cursor = await connection.execute(text.UNREADY.encode())
         databases = await cursor.fetchall()
     changed = []
-    for name, ready, pooled in databases:
+    for name, ready, pooled in sorted(databases):
         manage, pool = managed and (thorough or not ready), has_pooler and (thorough or not pooled)
         if not manage and not pool:
             continue
         async with door(name) as connection:
-            if await refusable(_follow_one(connection, ready or not manage, pooled or not pool, manage, pool)):
+            if await refusable(_follow_one(connection, manage=manage, pool=pool)):
                 changed.append(str(name))
     return changed
 
 
-async def _follow_one(connection: Connection, ready: bool, pooled: bool, manage: bool, pool: bool) -> bool:
-    """Was anything to be done? `ready`, `pooled`: the database's own privileges say that nothing is."""
+async def _follow_one(connection: Connection, *, manage: bool, pool: bool) -> bool:
+    """Was anything to be done? A command and the agent may come at the same moment: who is second looks again."""
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('flypg.roles'))")
+        await connection.execute(LOCK)
         await connection.execute("SET LOCAL search_path = pg_catalog; SET LOCAL default_transaction_read_only = off")
+        cursor = await connection.execute(text.UNREADY_HERE.encode())
+        row = await cursor.fetchone()
+        assert row is not None, "we are connected to it"
+        _, ready, pooled = row
         looked_up = not pool or (pooled and (await _column(connection, text.HAS_LOOKUP))[0] is True)
         if not looked_up:
             await _run(connection, text.LOOKUP)

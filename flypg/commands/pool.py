@@ -17,7 +17,10 @@ from flypg.show import columns
 from flypg.target import whoami, with_store
 from postgres.config import OWNED
 
-LINE = re.compile(r'pgbouncer_pools_(\w+)\{database="((?:[^"\\]|\\.)*)",user="((?:[^"\\]|\\.)*)"\} (\S+)')
+LINE = re.compile(r'pgbouncer_pools_(\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+ESCAPED = re.compile(r"\\(.)")
+AGAIN_S = 0.5  # a node that is asked looks at its pools, and tells with the next answer what it saw
 COLUMNS = (
     "client_active_connections",
     "client_waiting_connections",
@@ -35,6 +38,8 @@ def show(args: argparse.Namespace) -> Reply:
 async def _show(store: OperatorStore) -> Reply:
     snapshot = await store.read()
     members = snapshot.view.members if snapshot.view is not None else ()
+    await asyncio.gather(*(asyncio.to_thread(pools_of, member) for member in members))
+    await asyncio.sleep(AGAIN_S)
     answers = await asyncio.gather(*(asyncio.to_thread(pools_of, member) for member in members))
     rows, data = [], []
     for member, pools in zip(members, answers, strict=True):
@@ -64,9 +69,14 @@ def pools_of(member: Member) -> dict[tuple[str, str], dict[str, float]] | None:
 def parse_pools(text: str) -> dict[tuple[str, str], dict[str, float]]:
     """Values by database and user. Pure."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for name, database, user, value in LINE.findall(text):
-        found.setdefault((database, user), {})[name] = float(value)
+    for name, labels, value in LINE.findall(text):
+        of = {label: ESCAPED.sub(_unescaped, quoted) for label, quoted in LABEL.findall(labels)}
+        found.setdefault((of.get("database", ""), of.get("user", "")), {})[name] = float(value)
     return found
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return "\n" if found[1] == "n" else found[1]
 
 
 def settings(spec: Spec, nodes: int) -> dict[str, object]:

@@ -396,6 +396,30 @@ def test_nobody_stands_in_the_way_of_new_databases(server: PgServer, user: str) 
         run(server, user, "SELECT 1", "template1")
 
 
+async def test_two_at_once_do_not_disturb_each_other(server: PgServer) -> None:
+    """A command makes a database, the agent has noticed it already, and an app gets it."""
+    door = async_door(server)
+
+    async def attach(name: str) -> None:
+        async with door("postgres") as connection:
+            await connection.execute(f"CREATE DATABASE {name}".encode())
+        await roles.prepare(door)
+        await roles.create_app(door, name, name, PASSWORD)
+
+    async def agent() -> None:
+        while not done.is_set():
+            await roles.follow(door)
+
+    done = asyncio.Event()
+    await roles.follow(door, pooler="its password")
+    looking = [asyncio.create_task(agent()) for _ in range(3)]
+    for number in range(6):
+        await attach(f"at_once_{number}")
+    done.set()
+    await asyncio.gather(*looking)
+    run(server, "at_once_5", "CREATE TABLE t (n int)", "at_once_5")
+
+
 async def test_a_database_from_template0_follows(server: PgServer) -> None:
     door = async_door(server)
     server.sql("CREATE DATABASE bare TEMPLATE template0")

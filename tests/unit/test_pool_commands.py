@@ -7,9 +7,12 @@ import pytest
 from cluster.errors import SettingsError
 from cluster.model import Member, NodeId, Spec
 from flypg.cli import build_parser
-from flypg.commands.pool import asked, effects, parse_pools, said, settings
+from flypg.commands.pool import COLUMNS, asked, effects, parse_pools, said, settings
 from flypg.connection import Way, place
 from flypg.reply import BadInput
+from healthchecks import own_metrics as own
+from healthchecks.exposition import render
+from healthchecks.provider import PoolerStats, PoolStats
 
 CHANGES = [
     (["--mode", "transaction"], Spec(pool_mode="transaction")),
@@ -56,8 +59,13 @@ def test_what_is_said() -> None:
 
 
 def test_pools_from_metrics() -> None:
-    text = 'pgbouncer_up 1\npgbouncer_pools_server_idle_connections{database="shop",user="a"} 3\n# HELP x y\n'
-    assert parse_pools(text) == {("shop", "a"): {"server_idle_connections": 3.0}}
+    """As a node writes them."""
+    out = own.Collected("main", NodeId("n1"))
+    own.add_pools(out, PoolerStats(True, (PoolStats('we"ird\\ db', "a", 1, 2, 3, 4, 5, 0.25),)))
+    found = parse_pools("pgbouncer_up 1\n" + render(out.families.values()))
+    assert list(found) == [('we"ird\\ db', "a")]
+    values = found['we"ird\\ db', "a"]
+    assert [values[name] for name in COLUMNS] == [1, 2, 3, 4, 0.25]
 
 
 def test_a_url_can_ask_for_tls() -> None:
