@@ -85,7 +85,8 @@ def _summary(results: Sequence[Result]) -> str:
         acknowledged = r.durability.acknowledged if r.durability else 0
         rows.append(
             f'<tr><td><a href="#d{number}">{escape(r.drill)}</a></td><td>{_word(r.passed)}</td>'
-            f"<td class=num>{seconds(r.outage_s)}</td><td class=num>{seconds(r.bar_s)}</td>"
+            f"<td class=num>{seconds(r.outage_s)}</td>"
+            f"<td class=num>{seconds(r.bar_s) if r.drill != 'soak' else '–'}</td>"
             f"<td class=num>{r.lost}</td><td class=num>{acknowledged}</td><td class=num>{r.failovers}</td></tr>"
         )
     names = sorted({r.drill for r in results})
@@ -150,6 +151,7 @@ def _section(r: Result, number: int, results: Sequence[Result], earlier: Sequenc
         + (f'<p class="bad"><b>Why it failed</b>{bad}</p>' if bad else "")
         + f'<div class="facts">{"".join(facts)}</div>{_drawing(r)}'
         + (LEGEND if r.fault else "")
+        + _broken(r)
         + _verdicts(r.verdicts)
         + _phases(r)
         + _errors(r)
@@ -163,7 +165,10 @@ def _drawing(r: Result) -> str:
     if not r.fault:
         return ""
     axis = Axis(r.began, r.ended, r.fault)
-    faults = [Span(b.began, max(b.ended, b.began + 0.05), b.name, "fault") for b in r.faults]
+    faults = [
+        Span(b.began, max(b.ended, b.began + 0.05), str(number), "fault", f"{number}: {b.name}")
+        for number, b in enumerate(r.faults, start=1)
+    ]
     faults = faults or [Span(r.fault, max(r.mended, r.fault + 0.05), r.drill, "fault")]
     lanes: dict[str, Sequence[Write]] = {}
     for path in sorted(
@@ -186,6 +191,17 @@ def _drawing(r: Result) -> str:
         f'<div class="wide">{close}</div><p class="dim">The same, from beginning to end:</p>'
         f'<div class="wide">{whole}</div>'
     )
+
+
+def _broken(r: Result) -> str:
+    """What was broken, where it was more than one thing; numbered as in the picture."""
+    rows = "".join(
+        f"<tr><td class=num>{number}</td><td>{escape(b.name)}</td><td>{escape(b.what)}</td>"
+        f"<td class=num>{b.began - r.fault:+.1f} s</td><td class=num>{b.ended - b.began:.1f} s</td></tr>"
+        for number, b in enumerate(r.faults, start=1)
+    )
+    head = "<tr><th class=num>fault</th><th>what</th><th>node</th><th class=num>at</th><th class=num>for</th></tr>"
+    return f'<h3>What was broken</h3><div class="wide"><table>{head}{rows}</table></div>' if rows else ""
 
 
 def _named(path: str) -> str:

@@ -79,6 +79,7 @@ class Result:
         told = ", ".join(
             f"{o.path} for ever" if o.length_s == NEVER else f"{o.path} {o.length_s:.2f} s" for o in self.outages
         )
+        bar = f" (bar {self.bar_s:g} s)" if self.drill != "soak" else ""
         counted = f"lost {self.lost} of {self.durability.acknowledged}, doubly acknowledged {self.doubled}"
         why = "".join(f"; {v.checker}: {v.text}" for v in self.verdicts if v.ok is False)
-        return f"{word}  {self.drill}: outage {told} (bar {self.bar_s:g} s); {counted}; {self.failovers} failovers{why}"
+        return f"{word}  {self.drill}: outage {told}{bar}; {counted}; {self.failovers} failovers{why}"

@@ -129,6 +129,8 @@ def _impossible(drill: Drill, args: argparse.Namespace) -> str:
     """Why this drill cannot be run here; "" when it can."""
     if args.local and _place(drill) != "anywhere":
         return f"needs {_place(drill)}, which a local cluster has not: leave out --local"
+    if (drill.needs.wal_mb or drill.needs.data_mb or drill.needs.disk_mb) and os.geteuid() != 0:
+        return f"{_place(drill)}: only root may mount what it needs"
     if drill.needs.disk_mb and (why := throttling()):
         return why
     if drill.needs.clocks and library() is None:
@@ -235,10 +237,14 @@ def summary(results: list[Result], skipped: dict[str, str], problem: str) -> Rep
             "PASS" if r.passed else "FAIL",
             r.drill,
             ", ".join(f"{o.path} {seconds(o.length_s)}" for o in r.outages),
-            seconds(r.bar_s),
+            seconds(r.bar_s) if r.drill != "soak" else "–",
             str(r.lost) if r.durability else "?",
             str(r.doubled),
-            ", ".join(f"{k} {seconds(v)}" for k, v in r.phases.named().items()) if r.phases else "no failover",
+            ", ".join(f"{k} {seconds(v)}" for k, v in r.phases.named().items())
+            if r.phases
+            else f"{r.failovers} failovers"
+            if r.failovers
+            else "no failover",
         ]
         for r in results
     ]

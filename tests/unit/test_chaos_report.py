@@ -145,6 +145,14 @@ def test_the_story_is_told_in_a_few_sentences() -> None:
     )
 
 
+def test_each_fault_of_a_soak_is_named() -> None:
+    r = result()
+    r.drill, r.faults = "soak", [Band("freeze-etcd", 102.0, 103.0, "n1"), Band("kill-node", 103.5, 104.0, "n2")]
+    page = to_html([r], {})
+    assert "<title>2: kill-node</title>" in page
+    assert "<td>kill-node</td><td>n2</td><td class=num>+1.5 s</td><td class=num>0.5 s</td>" in page
+
+
 def test_what_failed_is_said_first() -> None:
     bad = result()
     bad.verdicts.append(Verdict("durability", False, "3 acknowledged writes are lost"))
