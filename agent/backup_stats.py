@@ -64,6 +64,8 @@ def _problems(status: BackupStatus) -> tuple[str, ...]:
     if history.failures:
         times = "" if history.failures == 1 else f" {history.failures} times"
         found.append(f"the last snapshot failed{times}: {history.error}")
+    if history.unreadable:
+        found.append(f"a snapshot's record cannot be read, no WAL is deleted: {history.unreadable}")
     if history.doubt:
         found.append(f"the last restore test failed: {history.doubt}")
     if wal is not None and wal.conflicts:

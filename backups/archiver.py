@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import Any
@@ -20,6 +21,7 @@ from cluster.model import HandoverStage, NodeId, Phase, Snapshot
 from postgres.command import reap, spawn
 
 log = logging.getLogger("flypg.backups")
+LONGEST_PAUSE_S = 60.0  # between two starts of an archiver that ends at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,23 @@ def parse_status(body: dict[str, Any]) -> WalStatus:
 class ArchiverProcess:
     """The process behind one socket. It survives an agent that is replaced, and ends without one."""
 
-    def __init__(self, socket: FilePath, log_file: FilePath, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        socket: FilePath,
+        log_file: FilePath,
+        environment: Mapping[str, str],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic = monotonic
         self._socket = socket
         self._log_file = log_file
         self._environment = dict(environment)
         self._pid: int | None = None
+        self._heard = True  # has the one that was started last ever answered
+        self._failures = 0  # starts in a row after which none answered
+        self._again_at = 0.0  # not before that, on the monotonic clock
+        self._why = ""  # the last words of one that ended without an answer
         self.status: WalStatus | None = None  # as last told; None: it does not run
 
     async def tell(self, now: Standing, arguments: list[str], written: int | None = None) -> None:
@@ -64,8 +78,18 @@ class ArchiverProcess:
         self.status = None
         if now.timeline == 0:
             return
-        if self._alive():
-            return  # it is starting
+        alive = self._alive()
+        if not alive and not self._heard:
+            self._heard = True
+            self._failures += 1
+            self._again_at = self._monotonic() + min(LONGEST_PAUSE_S, 2.0**self._failures)
+            self._why = await asyncio.to_thread(_last_words, self._log_file)
+            log.error("archiver_ended", extra={"error": self._why, "failures": self._failures})
+        if self._failures:
+            self.status = WalStatus(error=f"the archiver does not start: {self._why}")
+        if alive or self._monotonic() < self._again_at:
+            return  # it is starting, or had better not be yet
+        self._heard = False
         argv = [sys.executable, "-m", "backups.run", "wal", *arguments]
         self._pid = await asyncio.to_thread(spawn, argv, user=None, output=self._log_file, env=self._environment)
         log.info("archiver_started", extra={"pid": self._pid})
@@ -92,6 +116,7 @@ class ArchiverProcess:
         if kind != "ok":
             raise FlypgError(f"the archiver answered {answer!r}")
         self.status = parse_status(json.loads(body))
+        self._heard, self._failures, self._again_at = True, 0, 0.0
         return True
 
     async def stop(self) -> None:
@@ -100,3 +125,14 @@ class ArchiverProcess:
             await asyncio.to_thread(ask, self._socket, "stop")
         except OSError:
             return
+
+
+def _last_words(file: FilePath) -> str:
+    """The last line of a log."""
+    try:
+        with file.open("rb") as log_file:
+            log_file.seek(max(0, log_file.seek(0, os.SEEK_END) - 4096))
+            lines = log_file.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        return str(error)
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"it ended without a word; see {file}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import zstandard
 
 MAGIC = b"FPE1"
+SEALED = ".enc"  # the end of the name of what is sealed
 CHUNK_BYTES = 1 << 20
 TAG_BYTES = 16
 HEADER_BYTES = 4 + 8 + 32
@@ -87,8 +88,11 @@ class SealingKey:
         return out.getvalue()
 
 
-def read_key(text: str, path: str) -> SealingKey | None:
-    """The key from the environment (64 hexadecimal digits) or from a file of them; None: no encryption is wished."""
+def read_keys(text: str, path: str) -> tuple[SealingKey, ...]:
+    """The keys from the environment or from a file of them: 64 hexadecimal digits each, the newest first.
+
+    The first seals; the others still open what was sealed before a change of keys. Empty: no encryption is wished.
+    """
     if text and path:
         raise SettingsError("FLYPG_SNAPSHOT_KEY_FILE", path, "set either this or FLYPG_SNAPSHOT_KEY, not both")
     where = "FLYPG_SNAPSHOT_KEY" if text else "FLYPG_SNAPSHOT_KEY_FILE"
@@ -99,10 +103,12 @@ def read_key(text: str, path: str) -> SealingKey | None:
             raise SettingsError(where, path, f"cannot be read: {error}") from None
         if not text:
             raise SettingsError(where, path, "is empty; 64 hexadecimal digits are expected (openssl rand -hex 32)")
-    if not text:
-        return None
+    return tuple(_key(word, where, path) for word in text.split())
+
+
+def _key(word: str, where: str, path: str) -> SealingKey:
     try:
-        secret = bytes.fromhex(text.strip())
+        secret = bytes.fromhex(word)
     except ValueError:
         secret = b""
     if len(secret) != 32:
@@ -111,12 +117,25 @@ def read_key(text: str, path: str) -> SealingKey | None:
 
 
 class Codec:
-    """Compression, and encryption when there is a key. Safe to use from several threads."""
+    """Compression, and encryption when there is a key. Safe to use from several threads.
 
-    def __init__(self, *, level: int = 1, key: SealingKey | None = None) -> None:
+    `older`: keys of before; what they have sealed still opens.
+    """
+
+    def __init__(self, *, level: int = 1, key: SealingKey | None = None, older: tuple[SealingKey, ...] = ()) -> None:
         self.level = level
         self.key = key
-        self.suffix = ".enc" if key else ""
+        self.suffix = SEALED if key else ""
+        self._keys = {k.key_id: k for k in reversed((key, *older)) if k is not None}
+
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        """Of the names of objects, as written now, and as written when there was no key yet, or still was one."""
+        return (SEALED, "") if self.key else ("", SEALED)
+
+    def opens(self, key_id: str) -> bool:
+        """Is the key given that something was sealed with? `key_id`: hexadecimal, "" for what was not sealed."""
+        return not key_id or bytes.fromhex(key_id) in self._keys
 
     def stream(self) -> zstandard.ZstdCompressionObj:
         """A compressor that takes one frame piece by piece."""
@@ -152,14 +171,21 @@ class Codec:
         return self.key.seal(frame, name) if self.key else frame
 
     def open(self, stored: bytes, name: str) -> bytes:
-        """The zstd frame inside a stored object."""
-        if self.key:
-            return self.key.open(stored, name)
-        if stored[:4] == MAGIC:
+        """The zstd frame inside a stored object. What is named as sealed must be; what was stored before there was a
+        key is not, and opens."""
+        if stored[:4] != MAGIC:
+            if name.endswith(SEALED):
+                raise ObjectDamaged(f"{name}: not an encrypted object of flypg")
+            return stored
+        if not self._keys:
             raise ObjectDamaged(
                 f"{name}: is encrypted; give the key with FLYPG_SNAPSHOT_KEY or FLYPG_SNAPSHOT_KEY_FILE"
             )
-        return stored
+        made_with = stored[4:12]
+        if (key := self._keys.get(made_with)) is None:
+            given = ", ".join(k.hex() for k in self._keys)
+            raise ObjectDamaged(f"{name}: sealed with key {made_with.hex()}, but the key given is {given}")
+        return key.open(stored, name)
 
     def unpack(self, stored: bytes, name: str, limit: int = 1 << 30) -> bytes:
         """What `pack` was given. Raises ObjectDamaged for anything else, and for more than `limit` bytes."""

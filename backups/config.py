@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from backups.base import SnapshotOptions
-from backups.codec import Codec, read_key
+from backups.codec import Codec, read_keys
+from backups.cron import read_cron
 from backups.directory import DirectoryStore
 from backups.objects import ObjectStore, S3Options, S3Store
 from backups.repository import Repository
@@ -24,7 +25,9 @@ from postgres.files import size_bytes
 from postgres.server_files import machine_memory_mb
 
 FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", "S3_ARCHIVE_CONFIG")
-CRON = re.compile(r"\S+(\s+\S+){4}\Z")
+ENDPOINT = re.compile(r"https?://[^/\s]+/?\Z")
+BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
+REGION = re.compile(r"[A-Za-z0-9-]{1,63}\Z")
 FLEX_KEY = "S3_ARCHIVE_CONFIG"  # what Fly's newer image calls it: https://key:secret@endpoint/bucket/directory
 
 
@@ -53,7 +56,8 @@ class BackupConfig:
     values: Mapping[str, str] = field(default_factory=dict, repr=False)  # to hand on to a process of ours
 
     def codec(self) -> Codec:
-        return Codec(level=self.level, key=read_key(self.key_text, self.key_file))
+        keys = read_keys(self.key_text, self.key_file)
+        return Codec(level=self.level, key=next(iter(keys), None), older=keys[1:])
 
     def store(self) -> ObjectStore:
         if self.s3 is not None:
@@ -87,8 +91,11 @@ def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None
     schedule = values.get("FLYPG_SNAPSHOT_SCHEDULE", "0 3 * * *").strip()
     if schedule == "off":
         schedule = ""
-    elif not CRON.match(schedule):
-        raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, "must be five fields as in cron, in UTC, or off")
+    else:
+        try:
+            read_cron(schedule)
+        except ValueError as error:
+            raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, str(error)) from None
     shared = read.flag(values, "FLYPG_SNAPSHOT_SHARED", s3 is not None)
     full = read.choice(values, "FLYPG_WAL_QUEUE_FULL", ("keep", "drop"), "keep")
     return BackupConfig(
@@ -142,10 +149,23 @@ def values_of(settings: Settings) -> dict[str, str]:
     return foreign | dict(settings.values)
 
 
+def _endpoint(values: Mapping[str, str]) -> str:
+    """ "" means AWS."""
+    key = "FLYPG_S3_ENDPOINT" if values.get("FLYPG_S3_ENDPOINT") else "AWS_ENDPOINT_URL_S3"
+    found = values.get(key, "")
+    if found and not ENDPOINT.match(found):
+        raise SettingsError(key, found, "must be http://HOST or https://HOST, with :PORT if need be")
+    return found
+
+
 def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
     """None: the repository is not in S3."""
+    key = "FLYPG_S3_REGION" if values.get("FLYPG_S3_REGION") else "AWS_REGION"
+    region = values.get(key) or "us-east-1"
+    if not REGION.match(region):
+        raise SettingsError(key, region, "is no name of a region, like us-east-1")
     common = {
-        "region": values.get("FLYPG_S3_REGION") or values.get("AWS_REGION") or "us-east-1",
+        "region": region,
         "path_style": read.flag(values, "FLYPG_S3_PATH_STYLE", True),
         "timeout_s": read.seconds(values, "FLYPG_S3_TIMEOUT_S", 60.0, at_least=1, at_most=3600),
     }
@@ -154,12 +174,19 @@ def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
             raise SettingsError("FLYPG_SNAPSHOT_URL", url, "names no bucket: s3://BUCKET/PREFIX")
+        if not BUCKET.match(bucket):
+            raise SettingsError("FLYPG_SNAPSHOT_URL", url, f"{bucket!r} is no name of a bucket")
+        access_key = values.get("FLYPG_S3_ACCESS_KEY_ID", "")
+        secret_key = read.secret(values, "FLYPG_S3_SECRET_ACCESS_KEY")
+        if bool(access_key) != bool(secret_key):
+            lacking = "FLYPG_S3_SECRET_ACCESS_KEY" if access_key else "FLYPG_S3_ACCESS_KEY_ID"
+            raise SettingsError(lacking, "", "is needed with the other half of the credentials")
         return make(
             bucket=bucket,
             prefix=prefix.strip("/"),
-            endpoint=values.get("FLYPG_S3_ENDPOINT") or values.get("AWS_ENDPOINT_URL_S3", ""),
-            access_key=values.get("FLYPG_S3_ACCESS_KEY_ID", ""),
-            secret_key=read.secret(values, "FLYPG_S3_SECRET_ACCESS_KEY"),
+            endpoint=_endpoint(values),
+            access_key=access_key,
+            secret_key=secret_key,
             **common,
         )
     flex = values.get(FLEX_KEY, "")
@@ -167,9 +194,12 @@ def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
         return None
     parts = urlsplit(flex)
     bucket, _, prefix = parts.path.strip("/").partition("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not bucket:
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = "none"
+    if parts.scheme not in ("http", "https") or not parts.hostname or not BUCKET.match(bucket) or port == "none":
         raise SettingsError(FLEX_KEY, "…", "must be https://KEY:SECRET@ENDPOINT/BUCKET/DIRECTORY")
-    port = f":{parts.port}" if parts.port else ""
     return make(
         bucket=bucket,
         prefix=prefix,

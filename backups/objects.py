@@ -105,31 +105,39 @@ class S3Store:
     def __init__(self, options: S3Options, *, pause: Callable[[float], None] = time.sleep, attempts: int = ATTEMPTS):
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self._options = options
         self._pause = pause
         self._attempts = attempts
         self._conditional: bool | None = None  # does the service honour If-None-Match? None: not tried yet
         self._probing = threading.Lock()
-        session = boto3.session.Session(
-            aws_access_key_id=options.access_key or None,
-            aws_secret_access_key=options.secret_key or None,
-            region_name=options.region or None,
-        )
-        self._client: Any = session.client(
-            "s3",
-            endpoint_url=options.endpoint or None,
-            config=Config(
-                # the newer trailing checksums are refused by many services that speak S3
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path" if options.path_style else "auto"},
-                retries={"total_max_attempts": 1},  # we retry, and know what for
-                connect_timeout=5,
-                read_timeout=options.timeout_s,
-                max_pool_connections=16,
-            ),
-        )
+        try:
+            session = boto3.session.Session(
+                aws_access_key_id=options.access_key or None,
+                aws_secret_access_key=options.secret_key or None,
+                region_name=options.region or None,
+            )
+            self._client: Any = session.client(
+                "s3",
+                endpoint_url=options.endpoint or None,
+                config=Config(
+                    # the newer trailing checksums are refused by many services that speak S3
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                    s3={"addressing_style": "path" if options.path_style else "auto"},
+                    retries={"total_max_attempts": 1},  # we retry, and know what for
+                    connect_timeout=5,
+                    read_timeout=options.timeout_s,
+                    max_pool_connections=16,
+                ),
+            )
+        except (
+            BotoCoreError,
+            ValueError,
+            OSError,
+        ) as error:  # an unknown profile, a file of certificates that is not there
+            raise RepositoryRefused(f"{self.describe()}: {error}") from error
 
     def describe(self) -> str:
         at = f" at {self._options.endpoint}" if self._options.endpoint else ""
@@ -226,7 +234,13 @@ class S3Store:
 
     def _retried(self, key: str, once: Callable[[], T], exists: Callable[[], T] | None = None) -> T:
         """Try `once` until it works, the service says no, or the attempts are used up."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            ParamValidationError,
+            PartialCredentialsError,
+        )
 
         for attempt in range(1, self._attempts + 1):
             try:
@@ -240,7 +254,7 @@ class S3Store:
                 if not (code in RETRIED or status >= 500 or status == 429) or status == 501:
                     raise RepositoryRefused(f"{self.describe()}: {key}: {error}") from error
                 failure: Exception = error
-            except (NoCredentialsError, PartialCredentialsError) as error:
+            except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
                 raise RepositoryRefused(f"{self.describe()}: {error}") from error
             except (BotoCoreError, DigestMismatch, OSError) as error:  # connections, timeouts, answers cut short
                 failure = error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path as FilePath
@@ -22,6 +25,10 @@ from backups.codec import Codec, sha256
 from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing
 from backups.layout import FORMAT_VERSION, PathName
 from backups.objects import ObjectInfo, ObjectStore
+from cluster.errors import StoredFormatError
+
+log = logging.getLogger("flypg.backups")
+MEND = 'if it is one of flypg, put {"format_version": 1} there'
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,14 @@ class PathInfo:
         return PathName(self.cluster, self.system_id, self.incarnation)
 
 
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a path lists. One damaged record does not hide the others, nor its own parts."""
+
+    snapshots: tuple[SnapshotRecord, ...]  # oldest first
+    damaged: tuple[tuple[str, str], ...] = ()  # (id, why its record cannot be read)
+
+
 class Repository:
     """All paths under one prefix."""
 
@@ -53,13 +68,24 @@ class Repository:
         try:
             parse_json(self.store.get(layout.MARKER), f"{self.store.describe()}: {layout.MARKER}")
         except ObjectMissing:
-            raise ObjectMissing(f"{self.store.describe()}: no repository of flypg is here") from None
+            where = self.store.describe()
+            if any(True for _ in self.store.list("_paths/")):
+                raise ObjectDamaged(f"{where}: {layout.MARKER} is missing, though there is data: {MEND}") from None
+            raise ObjectMissing(f"{where}: no repository of flypg is here") from None
+        except ObjectDamaged as error:
+            raise ObjectDamaged(f"{error}; {MEND}") from None
 
     def paths(self, cluster: str = "") -> list[PathInfo]:
         """The paths (of `cluster`, or all), oldest first."""
         found = []
         for info in self.store.list(f"_paths/{cluster}/" if cluster else "_paths/"):
-            found.append(PathInfo(**parse_json(self.store.get(info.key), info.key)))
+            try:
+                found.append(PathInfo(**parse_json(self.store.get(info.key), info.key)))
+            except (ObjectDamaged, TypeError) as error:  # its name says all that a restore needs
+                log.warning("path_record_damaged", extra={"key": info.key, "error": str(error)})
+                with contextlib.suppress(ValueError):
+                    name = layout.parse_path(info.key.removeprefix("_paths/").removesuffix(".json"))
+                    found.append(PathInfo(name.cluster, name.system_id, name.incarnation, info.modified))
         return sorted(found, key=lambda p: p.created_at)
 
     def begin_path(self, info: PathInfo) -> Path:
@@ -93,6 +119,10 @@ class Path:
         """Store a piece of a zstd stream. `key` has no suffix of encryption."""
         key += self._codec.suffix
         return self._put_part(key, self._codec.seal(frame, key))
+
+    def opens(self, record: SnapshotRecord) -> bool:
+        """Is the key given that `record` was sealed with?"""
+        return self._codec.opens(record.encrypted_with)
 
     def put_manifest(self, snapshot: str, manifest: bytes) -> Part:
         key = f"{layout.manifest_key(snapshot)}.zst{self._codec.suffix}"
@@ -129,24 +159,43 @@ class Path:
             raise DifferentContent(f"{self.describe()}: snapshot {record.id} is committed already")
 
     def snapshot(self, snapshot: str) -> SnapshotRecord:
-        """Raises ObjectMissing when there is no such snapshot."""
+        """Raises ObjectMissing when there is no such snapshot, ObjectDamaged or StoredFormatError for its record."""
         key = layout.catalog_key(snapshot)
         record = decode_record(self._store.get(self._full(key)), key)
+        if record.id != snapshot:
+            raise ObjectDamaged(f"{key}: is the record of {record.id}")
         try:
-            key = layout.verified_key(snapshot)
-            return record.verified(decode_verification(self._store.get(self._full(key)), key))
-        except ObjectMissing:
+            return record.verified(self.verification(snapshot))
+        except ObjectDamaged as error:  # as good as never tested
+            log.warning("verification_damaged", extra={"error": str(error)})
             return record
 
+    def verification(self, snapshot: str) -> Verification | None:
+        """The last restore test; None: there was none. Raises ObjectDamaged."""
+        key = layout.verified_key(snapshot)
+        try:
+            return decode_verification(self._store.get(self._full(key)), key)
+        except ObjectMissing:
+            return None
+
     def snapshots(self) -> list[SnapshotRecord]:
-        """All snapshots that exist, oldest first."""
-        found = []
+        """All snapshots whose record can be read, oldest first."""
+        return list(self.catalogue().snapshots)
+
+    def catalogue(self) -> Catalogue:
+        """All snapshots that exist, and the records that cannot be read."""
+        found, damaged = [], []
         for info in self._store.list(self._full("catalog/")):
+            name = info.key.rpartition("/")[2].removesuffix(".json")
+            if not layout.SNAPSHOT_ID.match(name):
+                continue
             try:
-                found.append(self.snapshot(info.key.rpartition("/")[2].removesuffix(".json")))
+                found.append(self.snapshot(name))
             except ObjectMissing:
                 continue  # deleted since the listing
-        return sorted(found, key=lambda s: (s.finished_at, s.id))
+            except (ObjectDamaged, StoredFormatError) as error:
+                damaged.append((name, str(error)))
+        return Catalogue(tuple(sorted(found, key=lambda s: (s.finished_at, s.id))), tuple(damaged))
 
     def pin(self, record: SnapshotRecord, pinned: bool) -> None:
         self._store.put(
@@ -200,8 +249,19 @@ class Path:
 
     def get_wal(self, name: str) -> bytes:
         """Raises ObjectMissing, ObjectDamaged."""
-        key = self._wal_key(name)
-        return self._codec.unpack(self._store.get(self._full(key)), key)
+        return self._get_encoded(f"{layout.wal_key(name)}.zst")
+
+    def _get_encoded(self, key: str) -> bytes:
+        """What is stored under `key` and the suffix of encryption, or without: from before there was a key."""
+        now, before = (f"{key}{suffix}" for suffix in self._codec.suffixes)
+        try:
+            return self._codec.unpack(self._store.get(self._full(now)), now)
+        except ObjectMissing as missing:
+            try:
+                stored = self._store.get(self._full(before))
+            except ObjectMissing:
+                raise missing from None
+        return self._codec.unpack(stored, before)
 
     def wal_names(self, timeline: int | None = None) -> Iterator[str]:
         """The names of the archived files (of one timeline, or all), in order."""
@@ -216,19 +276,48 @@ class Path:
 
     def get_piece(self, piece: layout.Piece) -> bytes:
         """Raises ObjectMissing, ObjectDamaged."""
-        key = f"{layout.piece_key(piece)}.zst{self._codec.suffix}"
-        return self._codec.unpack(self._store.get(self._full(key)), key)
+        return self._get_encoded(f"{layout.piece_key(piece)}.zst")
 
     def remove_wal(self, keys: Iterable[str]) -> None:
         self._store.delete(self._full(k) for k in keys)
 
-    def histories(self) -> dict[int, tuple[layout.Fork, ...]]:
-        """The ancestors of each timeline that has a history file here."""
-        found = {}
-        for name in self.wal_names():
+    def histories(self, names: Iterable[str]) -> tuple[dict[int, tuple[layout.Fork, ...]], tuple[str, ...]]:
+        """The ancestors of each timeline whose history file is among `names`; and what is wrong with those that are
+        damaged, which count as missing."""
+        found, damaged = {}, []
+        for name in names:
             if layout.HISTORY.match(name):
-                found[int(name[:8], 16)] = layout.parse_history(self.get_wal(name).decode())
-        return found
+                try:
+                    found[int(name[:8], 16)] = layout.parse_history(self.get_wal(name).decode())
+                except (ObjectDamaged, ValueError) as error:
+                    damaged.append(str(error) if name in str(error) else f"{name}: {error}")
+        return found, tuple(damaged)
+
+
+class LatePath(Path):
+    """A path that begins with the first WAL that is stored in it: not before, so that its repository may be away."""
+
+    def __init__(self, repository: Repository, info: PathInfo) -> None:
+        super().__init__(repository, info.name)
+        self._repository = repository
+        self._info = info
+        self._beginning = threading.Lock()
+        self._begun = False
+
+    def _begin(self) -> None:
+        with self._beginning:
+            if not self._begun:
+                self._repository.open()
+                self._repository.begin_path(self._info)
+                self._begun = True
+
+    def put_wal(self, name: str, content: bytes | FilePath) -> int:
+        self._begin()
+        return super().put_wal(name, content)
+
+    def put_piece(self, piece: layout.Piece, content: bytes) -> None:
+        self._begin()
+        super().put_piece(piece, content)
 
 
 def wal_name(key: str) -> str:

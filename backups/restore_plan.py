@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from backups.catalog import SnapshotRecord
 from backups.layout import Fork, Segment, segment_at
+from backups.retention import good
 from cluster.model import format_lsn
 
 NOTHING: Mapping[Segment, int] = MappingProxyType({})
@@ -111,8 +112,8 @@ def plan_restore(
     if snapshot != "latest" and chosen is None:
         return Refused(f"there is no snapshot {snapshot}; the newest is {snapshots[-1].id}")
     if target.kind is TargetKind.SNAPSHOT:
-        record = chosen or snapshots[-1]
-        return RestorePlan(record, target, record.timeline, (), None, None, _about(record))
+        record = chosen or _trusted(snapshots)[-1]
+        return RestorePlan(record, target, record.timeline, (), None, None, _about(record, snapshots))
     tip = timeline or max(
         [*histories, *(s.timeline for s in snapshots), *(s.timeline for s in segments), *(s.timeline for s in streamed)]
     )
@@ -131,7 +132,13 @@ def plan_restore(
         )
     # a name or a transaction may lie anywhere: from the oldest snapshot on it is certainly found
     unknown = target.kind in (TargetKind.NAME, TargetKind.XID)
-    return _with_wal(before[0] if unknown else before[-1], segments, target, tip, line, streamed)
+    trusted = _trusted(before)
+    return _with_wal(trusted[0] if unknown else trusted[-1], before, segments, target, tip, line, streamed)
+
+
+def _trusted(snapshots: Sequence[SnapshotRecord]) -> Sequence[SnapshotRecord]:
+    """Those that nothing speaks against; all of them when there is no such."""
+    return [s for s in snapshots if good(s)] or snapshots
 
 
 def _before(record: SnapshotRecord, target: Target) -> bool:
@@ -140,19 +147,26 @@ def _before(record: SnapshotRecord, target: Target) -> bool:
     return target.kind is not TargetKind.LSN or record.stop_lsn <= target.lsn
 
 
-def _about(record: SnapshotRecord) -> tuple[str, ...]:
-    notes = []
-    if record.damaged_pages:
-        notes.append(f"{record.id} was taken from a server with damaged pages")
+def _about(record: SnapshotRecord, others: Sequence[SnapshotRecord]) -> tuple[str, ...]:
+    """What is to be known of a snapshot that was chosen, also of newer `others` that were passed over."""
+    passed = [s for s in others if good(record) and not good(s) and s.finished_at > record.finished_at]
+    notes = [f"{s.id} is newer, but {_doubt(s)}" for s in passed]
+    if not good(record):
+        notes.append(f"{record.id} {_doubt(record)}")
     if record.verification is None:
         notes.append(f"{record.id} was never restored before")
-    elif not record.verification.ok:
-        notes.append(f"{record.id} failed its last restore test: {record.verification.text}")
     return tuple(notes)
+
+
+def _doubt(record: SnapshotRecord) -> str:
+    if record.verification is not None and not record.verification.ok:
+        return f"failed its last restore test: {record.verification.text}"
+    return "was taken from a server with damaged pages"
 
 
 def _with_wal(
     record: SnapshotRecord,
+    others: Sequence[SnapshotRecord],
     segments: frozenset[Segment],
     target: Target,
     tip: int,
@@ -169,7 +183,7 @@ def _with_wal(
     if target.kind is TargetKind.LSN and target.lsn > covered:
         return Refused(f"the archived WAL ends at {format_lsn(covered)}, before {target.text}")
     later = sorted(s for s in segments if s.number > beyond and s.timeline == timeline_at(s.number, size, tip, line))
-    notes = list(_about(record))
+    notes = list(_about(record, others))
     if later and target.kind is not TargetKind.LSN:
         missing = Segment(timeline_at(beyond, size, tip, line), beyond).name(size)
         gap = f"the WAL has a gap: {missing} is not archived, later segments are"

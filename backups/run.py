@@ -27,7 +27,7 @@ from backups.config import BackupConfig, read_config
 from backups.errors import RestoreRefused
 from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
 from backups.policy import verify_due
-from backups.repository import Path, PathInfo
+from backups.repository import LatePath, Path, PathInfo, Repository
 from backups.upkeep import sweep
 from cluster.errors import FlypgError
 from postgres.command import account
@@ -66,12 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(os.environ, args.data_dir)
         name = parse_path(args.path)
-        repository = config.repository(create=args.work not in READS)
+        about = PathInfo(name.cluster, name.system_id, name.incarnation, time.time(), args.parent)
         if args.work in READS:
-            path = repository.path(name)
+            path = config.repository(create=False).path(name)
+        elif args.work == "wal":  # must answer PostgreSQL also while the repository is away
+            path = LatePath(Repository(config.store(), config.codec()), about)
         else:
-            about = PathInfo(name.cluster, name.system_id, name.incarnation, time.time(), args.parent)
-            path = repository.begin_path(about)
+            path = config.repository().begin_path(about)
         result = WORK[args.work](args, config, path)
     except FlypgError as error:
         print(error, file=sys.stderr, flush=True)
@@ -141,6 +142,7 @@ def _sweep(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[s
         "wal_files": swept.wal_files,
         "wal_bytes": swept.wal_bytes,
         "garbage": list(swept.garbage),
+        "unreadable": "; ".join(f"{i}: {why}" for i, why in swept.unreadable),
     }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from backups.cron import Cron, read_cron
 from cluster.errors import FlypgError, SettingsError
 
 log = logging.getLogger("flypg.backups")
@@ -21,15 +23,33 @@ def next_after(schedule: str, at: float, jitter_s: float = 0.0) -> float | None:
 
     Raises SettingsError when `schedule` is no cron line.
     """
-    from apscheduler.triggers.cron import CronTrigger
-
     try:
-        trigger = CronTrigger.from_crontab(schedule, timezone=UTC)
+        cron = read_cron(schedule)
     except ValueError as error:
         raise SettingsError("FLYPG_SNAPSHOT_SCHEDULE", schedule, str(error)) from None
     after = datetime.fromtimestamp(at - jitter_s, UTC) + timedelta(microseconds=1)
-    fire = trigger.get_next_fire_time(None, after)
+    both = bool(cron.days and cron.weekdays)  # then either kind of day is enough
+    lines = (replace(cron, days=()), replace(cron, weekdays=())) if both else (cron,)
+    fire = min((found for line in lines if (found := _next(line, after)) is not None), default=None)
     return None if fire is None else fire.timestamp() + jitter_s
+
+
+def _next(cron: Cron, after: datetime) -> datetime | None:
+    from apscheduler.triggers.cron import CronTrigger
+
+    def field(numbers: Iterable[int]) -> str:
+        return ",".join(map(str, numbers)) or "*"
+
+    trigger = CronTrigger(
+        minute=field(cron.minutes),
+        hour=field(cron.hours),
+        day=field(cron.days),
+        month=field(cron.months),
+        day_of_week=field((n - 1) % 7 for n in cron.weekdays),  # there 0 is Monday
+        timezone=UTC,
+    )
+    found: datetime | None = trigger.get_next_fire_time(None, after)
+    return found
 
 
 class Ticker:

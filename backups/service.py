@@ -252,7 +252,10 @@ class BackupService:
         await self._succeeded(began, str(made["id"]), size)
         log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
         if done := await self._try("sweep", path):
-            await self._remember(kept=int(done["kept"]), oldest_at=done["oldest_at"])
+            bad = str(done["unreadable"])
+            told = f"a snapshot's record cannot be read, no WAL is deleted: {bad}" if bad else ""
+            told = "" if bad == self._history.unreadable else told
+            await self._remember(told, kept=int(done["kept"]), oldest_at=done["oldest_at"], unreadable=bad)
         if self._config.verify and (done := await self._try("verify", path)) and done["id"]:
             if done["ok"]:
                 await self._remember(verified_at=done["at"], verified_s=done["restore_s"], doubt="")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from backups import layout
 from backups.base import check_parts
 from backups.catalog import SnapshotRecord
-from backups.errors import ObjectDamaged, RepositoryError
+from backups.errors import ObjectMissing, RepositoryError
 from backups.repository import Path, wal_name
 from backups.restore_plan import line_to, timeline_at, unbroken_until
 from backups.retention import GRACE_S, Keep, Retention, abandoned, needless_wal, retain
+from backups.segments import wrong_with
 
 log = logging.getLogger("flypg.backups")
+AT_ONCE = 4  # WAL files that an audit holds in memory
+BATCH = 100  # of them between two words about progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Swept:
     wal_files: int
     wal_bytes: int
     garbage: tuple[str, ...]  # ids of snapshots that were never committed
+    unreadable: tuple[tuple[str, str], ...] = ()  # (id, why): what they need is not known, so nothing of it goes
 
 
 def sweep(path: Path, keep: Keep, *, wall: Callable[[], float] = time.time, dry_run: bool = False) -> Swept:
@@ -35,11 +40,13 @@ def sweep(path: Path, keep: Keep, *, wall: Callable[[], float] = time.time, dry_
     finished by the next.
     """
     now = wall()
-    retention = retain(path.snapshots(), keep, now)
+    catalogue = path.catalogue()
+    retention = retain(catalogue.snapshots, keep, now)
     parts = [(info.key.split("/")[1], info.modified) for info in path.stored("snapshots/")]
-    garbage = abandoned(parts, [s.id for s in (*retention.keep, *retention.delete)], now)
+    listed = [*(s.id for s in catalogue.snapshots), *(i for i, _ in catalogue.damaged)]
+    garbage = abandoned(parts, listed, now)
     wal = {wal_name(info.key): info for info in path.stored("wal/")}
-    needless = set(needless_wal(wal, retention.keep))
+    needless = set() if catalogue.damaged else set(needless_wal(wal, retention.keep))
     doomed = [info for name, info in wal.items() if name in needless]
     if not dry_run:
         for record in retention.delete:
@@ -51,7 +58,7 @@ def sweep(path: Path, keep: Keep, *, wall: Callable[[], float] = time.time, dry_
         path.remove_wal(info.key for info in doomed)
         path.remove_wal(_old_pieces(path, now - GRACE_S))
         path.tidy(now - GRACE_S)
-    return Swept(retention, len(doomed), sum(info.size for info in doomed), tuple(garbage))
+    return Swept(retention, len(doomed), sum(info.size for info in doomed), tuple(garbage), catalogue.damaged)
 
 
 def _old_pieces(path: Path, before: float) -> list[str]:
@@ -84,32 +91,81 @@ class Audit:
 
 
 def audit(path: Path, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> Audit:
-    """Compare what is listed with what is stored; blocks. `deep`: fetch and check every part as well."""
-    snapshots = path.snapshots()
-    problems = []
+    """Compare what is listed with what is stored; blocks. `deep`: fetch and check every part and all WAL as well."""
+    tell = progress or (lambda _: None)
+    catalogue = path.catalogue()
+    snapshots = list(catalogue.snapshots)
+    problems = [f"{i}: its record cannot be read, its parts are kept: {why}" for i, why in catalogue.damaged]
     for record in snapshots:
-        if progress is not None:
-            progress(f"snapshot {record.id}")
-        try:
-            check_parts(path, record)
-            if deep:
-                for part in record.parts:
-                    path.get_part(part)
-        except (ObjectDamaged, RepositoryError) as error:
-            problems.append(str(error))
-        if record.damaged_pages:
-            problems.append(f"{record.id}: the server had damaged pages when it was taken")
-        if record.verification is not None and not record.verification.ok:
-            problems.append(f"{record.id}: its restore test failed: {record.verification.text}")
-    listed = {s.id for s in snapshots}
+        problems += _problems_of(path, record, deep, tell)
+    listed = {s.id for s in snapshots} | {i for i, _ in catalogue.damaged}
     garbage = sorted({info.key.split("/")[1] for info in path.stored("snapshots/")} - listed)
-    names = [wal_name(info.key) for info in path.stored("wal/")]
+    stored = list(path.stored("wal/"))
+    names = [wal_name(info.key) for info in stored]
+    problems += [f"{info.key}: is empty" for info in stored if not info.size]
+    if deep:
+        size = snapshots[-1].segment_bytes if snapshots else layout.SEGMENT_BYTES
+        problems += _damaged_wal(path, names, size, tell)
+    else:
+        problems += path.histories(names)[1]
     reach = reach_of(path, snapshots, names)
     if reach is not None and reach.gap:
         problems.append(f"the WAL has a gap: {reach.gap} is not archived, later segments are")
     conflicts = tuple(info.key for info in path.stored("conflict/"))
     problems.extend(f"WAL was refused because other content has its name: {key}" for key in conflicts)
     return Audit(tuple(snapshots), tuple(problems), tuple(garbage), conflicts, len(names), reach)
+
+
+def _problems_of(path: Path, record: SnapshotRecord, deep: bool, tell: Callable[[str], None]) -> list[str]:
+    """What speaks against one snapshot."""
+    tell(f"snapshot {record.id}")
+    problems = []
+    try:
+        check_parts(path, record)
+        path.verification(record.id)
+    except RepositoryError as error:
+        problems.append(str(error))
+    if not path.opens(record):
+        problems.append(f"{record.id}: is sealed with key {record.encrypted_with}, which was not given")
+    elif deep and not problems:
+        done, count = 0, len(record.parts)
+        for done, part in enumerate(record.parts, 1):
+            try:
+                path.get_part(part)
+            except RepositoryError as error:
+                problems.append(str(error))
+            if done % 10 == 0:
+                tell(f"snapshot {record.id}, {100 * done // count // 10 * 10} %")
+    if record.damaged_pages:
+        problems.append(f"{record.id}: the server had damaged pages when it was taken")
+    if record.verification is not None and not record.verification.ok:
+        problems.append(f"{record.id}: its restore test failed: {record.verification.text}")
+    return problems
+
+
+def _damaged_wal(path: Path, names: list[str], segment_bytes: int, tell: Callable[[str], None]) -> list[str]:
+    """Fetch all archived WAL, some at a time; what does not open, or is not what its name says."""
+
+    def look(name: str) -> str:
+        try:
+            content = path.get_wal(name)
+            if layout.HISTORY.match(name):
+                layout.parse_history(content.decode())
+            elif layout.SEGMENT.match(name) or layout.PARTIAL.match(name):
+                system = path.name.system_id
+                return wrong_with(name, content[:64], len(content), system_id=system, segment_bytes=segment_bytes)
+        except ObjectMissing:
+            return ""  # retention has removed it meanwhile
+        except (RepositoryError, ValueError) as error:
+            return str(error) if name in str(error) else f"{name}: {error}"
+        return ""
+
+    found = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for start in range(0, len(names), BATCH):
+            tell(f"WAL, {100 * start // len(names) // 10 * 10} % of {len(names)} files")
+            found += [problem for problem in pool.map(look, names[start : start + BATCH]) if problem]
+    return found
 
 
 def reach_of(path: Path, snapshots: list[SnapshotRecord], names: list[str]) -> Reach | None:
@@ -120,9 +176,7 @@ def reach_of(path: Path, snapshots: list[SnapshotRecord], names: list[str]) -> R
     segments = frozenset(s for n in names if (s := layout.segment_of(n, size)))
     if not segments:
         return None
-    histories = {
-        int(n[:8], 16): layout.parse_history(path.get_wal(n).decode()) for n in names if layout.HISTORY.match(n)
-    }
+    histories, _ = path.histories(names)
     tip = max(s.timeline for s in segments)
     line = line_to(tip, histories)
     if line is None:

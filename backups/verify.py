@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
+from backups.base import Progress
 from backups.catalog import SnapshotRecord, Verification
-from backups.errors import ObjectDamaged, ObjectMissing, RestoreFailed
+from backups.errors import ObjectDamaged, ObjectMissing, RestoreFailed, RestoreRefused
 from backups.repository import Path
 from backups.restore import restore
 from backups.restore_plan import RestorePlan, Target, TargetKind
@@ -34,18 +35,28 @@ async def verify(
     node: str,
     programs: str = "",
     wall: Callable[[], float] = time.time,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
     """Restore `record` below `scratch`, look at everything in it, remove it, and write the result down.
 
     A snapshot that does not restore is a result, not an error; a repository that does not answer, or a full disk, is
-    an error (RepositoryUnavailable, RestoreRefused): then nothing is known and nothing is written.
+    an error (RepositoryUnavailable, RestoreRefused): then nothing is known and nothing is written. So it is without
+    the key or the programs that it takes.
     """
+    if not path.opens(record):
+        raise RestoreRefused(
+            f"{record.id} is sealed with key {record.encrypted_with}, which was not given: it was not tested"
+        )
+    try:
+        find_programs(record.major, programs)
+    except InstanceError as error:
+        raise RestoreRefused(f"{record.id} was not tested: {error}") from None
     began = time.monotonic()
     place = await asyncio.to_thread(_make_place, scratch, record.id)
     restore_s = 0.0
     try:
         plan = RestorePlan(record, Target(TargetKind.SNAPSHOT), record.timeline, (), None, None)
-        result = await restore(path, plan, place / "data", owner=owner, programs=programs)
+        result = await restore(path, plan, place / "data", owner=owner, programs=programs, progress=progress)
         restore_s = result.total_s
         text, ok = await _examine(place, record, owner, programs), True
     except (RestoreFailed, ObjectDamaged, ObjectMissing, CommandFailed, CommandTimedOut, InstanceError) as error:

@@ -143,8 +143,6 @@ class WalArchiver:
                 waited = time.monotonic() - began
             if self._status.error and (let_go := self._past_limit(name)):
                 return let_go  # a repository that hangs would cost most of a minute for each file
-            if self._status.error and (let_go := self._past_limit(name)):
-                return let_go
             if self._draining and waited > DRAIN_S:
                 return f"no {name}: a switchover waits; the next primary archives it"
             if waited > ANSWER_S:

@@ -78,13 +78,23 @@ def open_path(args: argparse.Namespace) -> Opened:
     return Opened(config, repository, repository.path(chosen), layout, f"{where}/{chosen}")
 
 
+def path_name(text: str) -> PathName:
+    """What --path says. Raises BadInput."""
+    try:
+        return parse_path(text)
+    except ValueError as error:
+        raise BadInput(f"--path: {error}") from None
+
+
 def choose(repository: Repository, named: str | None, cluster: str) -> PathName:
     """The path that was named, else the newest of the cluster, else the only one there is."""
     if named:
-        try:
-            return parse_path(named)
-        except ValueError as error:
-            raise BadInput(f"--path: {error}") from None
+        wished = path_name(named)
+        known = [str(p.name) for p in repository.paths(wished.cluster)]
+        if str(wished) not in known and not any(True for _ in repository.path(wished).stored("")):
+            there = ", ".join(str(p.name) for p in repository.paths()) or "none"
+            raise BadInput(f"--path: {repository.store.describe()} has no {wished}; there are: {there}")
+        return wished
     found: list[PathInfo] = repository.paths(cluster) if cluster else []
     everything = found or repository.paths()
     if not everything:

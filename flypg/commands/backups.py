@@ -15,7 +15,7 @@ from cluster.errors import StoreUnavailable
 from cluster.model import format_lsn
 from flypg.commands.snapshots import ago, size, verified
 from flypg.progress import Progress
-from flypg.reply import BadInput, Exit, Reply, done
+from flypg.reply import BadInput, Exit, Reply
 from flypg.repository import configured, environment, open_path
 from flypg.target import Target, find
 
@@ -53,21 +53,27 @@ def sweep(args: argparse.Namespace) -> Reply:
     lines += [f"{would} the parts of {g}, which was never committed" for g in swept.garbage]
     lines += [f"{would} {swept.wal_files} WAL files, {size(swept.wal_bytes)}"] if swept.wal_files else []
     lines += [f"kept {s}: {why}" for s, why in swept.retention.reasons]
+    lines += [f"PROBLEM  {s}: its record cannot be read: {why}" for s, why in swept.unreadable]
+    if swept.unreadable:
+        lines.append("no WAL is deleted: what these need is not known; delete them, or put their records back")
     body = {
         "deleted": [s.id for s in swept.retention.delete],
         "garbage": list(swept.garbage),
         "wal_files": swept.wal_files,
         "wal_bytes": swept.wal_bytes,
         "dry_run": args.dry_run,
+        "unreadable": [i for i, _ in swept.unreadable],
     }
-    return done("\n".join(lines) or "nothing is older than asked", body)
+    text = "\n".join(lines) or "nothing is older than asked"
+    return Reply(Exit.FAILED if swept.unreadable else Exit.OK, text, body)
 
 
 def status(args: argparse.Namespace) -> Reply:
     """flypg backups status: the last snapshot, and how much would be lost with every node."""
     opened = open_path(args)
     now = time.time()
-    found = opened.path.snapshots()
+    catalogue = opened.path.catalogue()
+    found = list(catalogue.snapshots)
     wal = list(opened.path.stored("wal/"))
     reach = reach_of(opened.path, found, [wal_name(info.key) for info in wal])
     newest = max((info.modified for info in wal), default=None)
@@ -83,6 +89,7 @@ def status(args: argparse.Namespace) -> Reply:
     if reach is not None:
         gap = f", with a gap at {reach.gap}" if reach.gap else ""
         lines.append(f"restorable     up to {format_lsn(reach.last_lsn)} on timeline {reach.timeline}{gap}")
+    lines += [f"PROBLEM        {i}: its record cannot be read: {why}" for i, why in catalogue.damaged]
     history = _history(args)
     if history is not None:
         lines += _runs(history, now)
@@ -99,7 +106,9 @@ def status(args: argparse.Namespace) -> Reply:
 
 
 def _history(args: argparse.Namespace) -> RunHistory | None:
-    """How the agents' snapshots have gone; None when etcd does not say."""
+    """How the agents' snapshots have gone; None when etcd does not say, or another repository was asked for."""
+    if args.repository or args.path:
+        return None
     values, _ = environment(args)
     asked = argparse.Namespace(dir=args.dir, etcd=None, cluster=None)
     whose = "" if configured(values).shared else values.get("FLYPG_NODE", "")
@@ -128,6 +137,8 @@ def _runs(history: RunHistory, now: float) -> list[str]:
         lines.append(f"FAILED         {history.failures} times, last {ago(now - history.failed_at)}: {history.error}")
     if history.ok_at is not None:
         lines.append(f"last run       {history.ok_id}, {ago(now - history.ok_at)}")
+    if history.unreadable:
+        lines.append(f"PROBLEM        no WAL is deleted: {history.unreadable}")
     if history.doubt:
         lines.append(f"PROBLEM        the last restore test failed: {history.doubt}")
     elif history.verified_at is not None:

@@ -6,29 +6,35 @@ import argparse
 import asyncio
 import os
 import re
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
 from backups.base import Progress as Done
-from backups.errors import RestoreRefused
+from backups.errors import RepositoryError, RestoreFailed, RestoreRefused
 from backups.restore import make_plan
 from backups.restore import restore as carry_out
 from backups.restore_plan import Refused as PlanRefused
 from backups.restore_plan import RestorePlan, Target, TargetKind, describe
-from cluster.errors import StoreUnavailable
+from backups.unpacked import check_space
+from cluster.errors import InstanceError, StoreUnavailable
 from cluster.model import NodeId, Snapshot, parse_lsn
 from flypg.commands import restore_cluster
 from flypg.commands.change import confirm
 from flypg.commands.snapshots import size
 from flypg.progress import Progress
 from flypg.reply import BadInput, Refused, Reply, done
-from flypg.repository import open_path
+from flypg.repository import Opened, open_path
 from flypg.target import Target as ClusterTarget
 from flypg.target import find
 from postgres.command import account, closed_above
+from postgres.scratch import find_programs
 
 CLUSTER_ONLY = ("node", "confirm", "discard_old", "cancel", "follow", "no_wait", "etcd", "cluster")
+FIRST_XID = 3  # the ones below stand for something else
+LONGEST_NAME = 63
+CLOCK_S = 60.0  # by how much the cluster's clock may be ahead of ours
 NEXT = """\
 {directory} is the data directory of a primary on timeline {timeline}; it was stopped in order.
 To make it a cluster: give it to the first node of a *new* cluster (FLYPG_CLUSTER, another name), as its FLYPG_PGDATA,
@@ -38,6 +44,8 @@ and start that node's agent; it adopts the data, sets passwords anew and archive
 def run(args: argparse.Namespace) -> Reply:
     """flypg restore --into DIR [--snapshot ID] [--to-time …]: show the plan, ask, carry it out."""
     target = target_of(args)
+    if args.into == "":
+        raise BadInput("--into: names no directory")
     if args.into is None:
         if not args.in_place:
             raise BadInput("say where: --into DIR, or --in-place for the whole cluster where it is")
@@ -48,18 +56,21 @@ def run(args: argparse.Namespace) -> Reply:
     plan = make_plan(opened.path, target, snapshot=args.snapshot, timeline=args.timeline)
     if isinstance(plan, PlanRefused):
         raise Refused(f"{plan.why}; nothing was changed")
+    refuse_sealed(opened, plan)
     directory = FilePath(args.into).absolute()
     owner = account(os.environ.get("FLYPG_OS_USER") or "postgres")
     if owner is not None and (closed := closed_above(directory, owner)) is not None:
         raise BadInput(f"the user {owner.name}, as whom PostgreSQL runs, cannot enter {closed}: choose another --into")
-    lines = [*describe(plan), f"into       {directory}"]
+    aside = _in_the_way(directory, in_place=args.in_place)
+    _refuse_impossible(plan, directory, args.programs or "")
+    doubts = doubts_about(opened, plan)
+    lines = [*describe(plan), *(f"warning    {d}" for d in doubts), f"into       {directory}"]
+    lines += [f"aside      what is there is kept as {aside}"] if aside else []
     body = plan_data(plan, directory)
     if args.plan:
-        return done("\n".join(lines), body)
+        return done("\n".join(lines), {**body, "warnings": [*plan.warnings, *doubts]})
     if args.in_place:
         refuse_alive(args)
-    if aside := _in_the_way(directory, in_place=args.in_place):
-        lines.append(f"aside      what is there is kept as {aside}")
     if not args.yes:
         confirm("\n".join(lines), typed=opened.cluster if args.in_place else "restore", unless="--yes")
     if aside:
@@ -84,7 +95,9 @@ def run(args: argparse.Namespace) -> Reply:
             )
         )
     except RestoreRefused as error:
-        raise Refused(str(error)) from None
+        raise Refused(f"{error}; {_where_is(aside)}") from None
+    except (RestoreFailed, RepositoryError) as error:
+        raise RestoreFailed(f"{error}; {_where_is(aside)}" if aside else str(error)) from error
     finally:
         progress.clear()
     commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
@@ -94,6 +107,45 @@ def run(args: argparse.Namespace) -> Reply:
         + NEXT.format(directory=directory, timeline=result.timeline)
     )
     return done(text, {**body, **asdict(result), "directory": str(directory)})
+
+
+def _where_is(aside: FilePath | None) -> str:
+    return f"what was there lies in {aside}" if aside else "nothing was changed"
+
+
+def refuse_sealed(opened: Opened, plan: RestorePlan) -> None:
+    """Raise Refused when the key is missing that the plan's snapshot was sealed with."""
+    if not opened.path.opens(plan.snapshot):
+        raise Refused(
+            f"{plan.snapshot.id} is sealed with key {plan.snapshot.encrypted_with}, which was not given"
+            " (FLYPG_SNAPSHOT_KEY, FLYPG_SNAPSHOT_KEY_FILE); nothing was changed"
+        )
+
+
+def _refuse_impossible(plan: RestorePlan, directory: FilePath, programs: str) -> None:
+    """Raise Refused for what can be known before anything is touched: no room, no programs."""
+    try:
+        check_space(directory, plan.snapshot.raw_bytes)
+        find_programs(plan.snapshot.major, programs)
+    except (RestoreRefused, InstanceError) as error:
+        raise Refused(f"{error}; nothing was changed") from None
+
+
+def doubts_about(opened: Opened, plan: RestorePlan) -> list[str]:
+    """What may keep a plan from working out, beyond what it knows of itself."""
+    doubts = []
+    if plan.target.kind is TargetKind.TIME:
+        stored = (info.modified for place in ("wal/", "stream/") for info in opened.path.stored(place))
+        newest = max(stored, default=plan.snapshot.finished_at)
+        if newest < plan.target.time:
+            at = datetime.fromtimestamp(newest, UTC).isoformat(sep=" ", timespec="seconds")
+            doubts.append(
+                f"nothing was archived after {at}: if no transaction ended after {plan.target.text}, it is not reached;"
+                " without --to-time, all there is is restored"
+            )
+    if opened.config.codec().key is not None and not plan.snapshot.encrypted_with:
+        doubts.append(f"{plan.snapshot.id} is not encrypted, although there is a key")
+    return doubts
 
 
 def refuse_alive(args: argparse.Namespace) -> None:
@@ -124,7 +176,11 @@ async def _look(target: ClusterTarget) -> Snapshot:
 
 def _in_the_way(directory: FilePath, *, in_place: bool) -> FilePath | None:
     """Where what is in the directory is moved; None when nothing is. Raises Refused for what a server runs on."""
-    if not directory.exists() or not any(directory.iterdir()):
+    if not directory.exists():
+        return None
+    if not directory.is_dir():
+        raise BadInput(f"--into: {directory} is not a directory; nothing was changed")
+    if not any(directory.iterdir()):
         return None
     if not in_place:
         raise Refused(f"{directory} is not empty; nothing was changed (--in-place restores over a dead cluster's data)")
@@ -142,6 +198,8 @@ def target_of(args: argparse.Namespace) -> Target:
     given = {k: v for k in ("time", "lsn", "name", "xid") if (v := getattr(args, f"to_{k}"))}
     if len(given) > 1 or (given and args.snapshot_only):
         raise BadInput("give one of --to-time, --to-lsn, --to-name, --to-xid, --snapshot-only")
+    if args.exclusive and given.keys().isdisjoint({"time", "lsn", "xid"}):
+        raise BadInput("--exclusive goes with --to-time, --to-lsn or --to-xid")
     if args.snapshot_only:
         return Target(TargetKind.SNAPSHOT)
     if not given:
@@ -156,10 +214,12 @@ def target_of(args: argparse.Namespace) -> Target:
             except ValueError as error:
                 raise BadInput(f"--to-lsn: {error}") from None
         case "xid":
-            if not re.fullmatch(r"\d{1,10}", text):
+            if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) % (1 << 32) < FIRST_XID:
                 raise BadInput(f"--to-xid: {text!r} is no transaction id")
-            return Target(TargetKind.XID, text)
+            return Target(TargetKind.XID, str(int(text) % (1 << 32)))  # WAL has no epoch
         case _:
+            if len(text.encode()) > LONGEST_NAME:
+                raise BadInput(f"--to-name: a restore point's name has at most {LONGEST_NAME} bytes")
             return Target(TargetKind.NAME, text)
 
 
@@ -171,6 +231,8 @@ def at_time(text: str) -> Target:
         raise BadInput(f"--to-time: {text!r} is no time, like 2026-11-29T14:30:00+01:00 (UTC without a zone)") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
+    if moment.timestamp() > time.time() + CLOCK_S:
+        raise BadInput(f"--to-time: {moment.isoformat(sep=' ')} is in the future; without it, all there is is restored")
     return Target(TargetKind.TIME, moment.isoformat(sep=" "), time=moment.timestamp())
 
 

@@ -94,6 +94,8 @@ async def _ordered(
     plan = make_plan(opened.path, target, snapshot=args.snapshot, timeline=args.timeline)
     if isinstance(plan, PlanRefused):
         raise BadInput(f"{plan.why}; {NOTHING}")
+    if not opened.path.opens(plan.snapshot):
+        raise BadInput(f"{plan.snapshot.id} is sealed with key {plan.snapshot.encrypted_with}, not given; {NOTHING}")
     looks = await look_at(snapshot)
     lines = [*describe(plan), *consequences(snapshot, looks, plan, node, time.time(), keep=not args.discard_old)]
     body = {"snapshot": plan.snapshot.id, "target": str(plan.target), "timeline": plan.timeline, "node": node}

@@ -15,7 +15,7 @@ from backups import layout
 from backups.base import Progress as Done
 from backups.base import take_snapshot
 from backups.catalog import SnapshotRecord, Verification
-from backups.errors import ObjectMissing
+from backups.errors import ObjectMissing, RestoreRefused
 from backups.repository import Path, PathInfo, Repository
 from backups.verify import verify as try_out
 from cluster.errors import StoreUnavailable
@@ -23,7 +23,7 @@ from cluster.model import NodeId, format_lsn
 from flypg.commands.change import confirm
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply, done
-from flypg.repository import configured, environment, open_path
+from flypg.repository import configured, environment, open_path, path_name
 from flypg.target import find
 from postgres.basebackup import server_facts
 from postgres.command import account
@@ -32,10 +32,13 @@ from postgres.command import account
 def run_list(args: argparse.Namespace) -> Reply:
     """flypg snapshots list: newest first, as Fly lists its own."""
     opened = open_path(args)
-    found = opened.path.snapshots()
+    catalogue = opened.path.catalogue()
+    found = list(catalogue.snapshots)
     now = time.time()
     text = table(found, now) if found else f"no snapshots in {opened.said}"
-    return done(text, {"path": opened.said, "snapshots": [data(s) for s in reversed(found)]})
+    text += "".join(f"\nPROBLEM  {i}: its record cannot be read: {why}" for i, why in catalogue.damaged)
+    body = {"path": opened.said, "snapshots": [data(s) for s in reversed(found)]}
+    return done(text, {**body, "damaged": [{"id": i, "error": why} for i, why in catalogue.damaged]})
 
 
 def table(found: list[SnapshotRecord], now: float) -> str:
@@ -130,15 +133,27 @@ def _find(path: Path, name: str) -> SnapshotRecord:
 def delete(args: argparse.Namespace) -> Reply:
     """flypg snapshots delete ID: for good."""
     path = open_path(args).path
-    record = _find(path, args.id)
-    rest = [s for s in path.snapshots() if s.id != record.id]
+    catalogue = path.catalogue()
+    damaged = dict(catalogue.damaged)
+    if args.id in damaged:
+        name, what = args.id, f"{args.id}, whose record cannot be read ({damaged[args.id]}),"
+    else:
+        record = _find(path, args.id)
+        name, what = record.id, f"{record.id} ({size(record.stored_bytes)})"
+        if record.pinned:
+            raise Refused(f"{name} is pinned: flypg snapshots pin {name} --off; nothing was changed")
+    rest = [s for s in catalogue.snapshots if s.id != name]
     if not args.yes:
-        last = " It is the last one." if not rest else ""
-        confirm(
-            f"{record.id} ({size(record.stored_bytes)}) is deleted for good.{last}", typed=record.id, unless="--yes"
-        )
-    path.remove_snapshot(record.id)
-    return done(f"{record.id} is deleted", {"id": record.id, "left": len(rest)})
+        confirm(f"{what} is deleted for good. {_then(rest, time.time())}", typed=name, unless="--yes")
+    path.remove_snapshot(name)
+    return done(f"{name} is deleted", {"id": name, "left": len(rest)})
+
+
+def _then(rest: list[SnapshotRecord], now: float) -> str:
+    """What can be restored without it."""
+    if not rest:
+        return "It is the last one: nothing can be restored then, WAL alone is not enough."
+    return f"Restores then begin with {rest[0].id}, {ago(now - rest[0].finished_at)}."
 
 
 def pin(args: argparse.Namespace) -> Reply:
@@ -156,10 +171,29 @@ def verify(args: argparse.Namespace) -> Reply:
     progress = Progress()
     progress.now(f"restoring {record.id}, {size(record.raw_bytes)}")
     scratch = FilePath(args.scratch) if args.scratch else opened.config.scratch
-    found: Verification = asyncio.run(
-        try_out(opened.path, record, scratch, owner=_owner(), node=args.node or "", programs=args.programs or "")
-    )
-    progress.clear()
+
+    def tell(at: Done) -> None:
+        share = min(100, 100 * at.done_bytes // max(1, at.total_bytes)) // 10 * 10
+        progress.now(
+            f"restoring {record.id}, {share} %" if share < 100 else "checking files, tables, indexes and pages"
+        )
+
+    try:
+        found: Verification = asyncio.run(
+            try_out(
+                opened.path,
+                record,
+                scratch,
+                owner=_owner(),
+                node=args.node or "",
+                programs=args.programs or "",
+                progress=tell,
+            )
+        )
+    except RestoreRefused as error:
+        raise Refused(f"{error}; nothing was changed") from None
+    finally:
+        progress.clear()
     word = "can be restored" if found.ok else "FAILED its restore test"
     text = (
         f"{record.id} {word}: {found.text} (restored in {found.restore_s:.1f} s, {found.total_s:.1f} s with all checks)"
@@ -175,6 +209,8 @@ def create(args: argparse.Namespace) -> Reply:
     """flypg snapshots create: now, of the node on this machine."""
     values, cluster = environment(args)
     if cluster is not None:
+        if args.node and args.node not in cluster.names:
+            raise BadInput(f"there is no node {args.node} in {cluster.root}: it has {', '.join(cluster.names)}")
         values |= cluster.environment(args.node or cluster.names[0])
     config = configured(values)
     node = NodeId(args.node or values.get("FLYPG_NODE", "") or "operator")
@@ -205,7 +241,7 @@ def create(args: argparse.Namespace) -> Reply:
 def _path_of(repository: Repository, args: argparse.Namespace, cluster: str, system_id: str) -> Path:
     """The path that this cluster's agents use, says etcd; without etcd the newest of its system, or a new one."""
     if args.path:
-        return repository.path(layout.parse_path(args.path))
+        return repository.path(path_name(args.path))
     fresh = secrets.token_hex(4)
     try:
         incarnation = asyncio.run(_incarnation(args, cluster, system_id, fresh))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from backups.catalog import Archive, Part, SnapshotRecord, Verification
+from backups.segments import LONG, LONG_HEADER
 
 SEGMENT = 16 << 20
 DAY = 86400.0
+
+
+def wal_segment(number: int, *, system: int = 7301, timeline: int = 1) -> bytes:
+    """A segment that says of itself what its name says; nothing is written in it."""
+    head = LONG_HEADER.pack(0xD110, LONG, timeline, number * SEGMENT, 0, system, SEGMENT, 8192)
+    return head.ljust(SEGMENT, b"\0")
 
 
 def record(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backups.catalog import decode_record, encode_record
-from backups.codec import CHUNK_BYTES, HEADER_BYTES, TAG_BYTES, Codec, SealingKey, read_key
+from backups.codec import CHUNK_BYTES, HEADER_BYTES, TAG_BYTES, Codec, SealingKey, read_keys
 from backups.config import read_config
 from backups.errors import ObjectDamaged
 from backups.layout import Segment, archivable, parse_history, parse_path, segment_of, snapshot_id, wal_key
@@ -62,6 +62,24 @@ def test_an_object_does_not_open_under_another_name_or_key() -> None:
         Codec().unpack(sealed, "wal/1")
 
 
+def test_after_a_change_of_keys_what_was_stored_before_still_opens() -> None:
+    old, new = KEY, SealingKey(b"n" * 32)
+    codec = Codec(key=new, older=(old,))
+    assert codec.unpack(Codec(key=old).pack(b"data", "wal/1.enc"), "wal/1.enc") == b"data"
+    assert codec.pack(b"data", "wal/1.enc")[4:12] == new.key_id
+    assert codec.opens(old.key_id.hex()) and codec.opens(new.key_id.hex()) and codec.opens("")
+    assert not codec.opens("00" * 8)
+    with pytest.raises(ObjectDamaged, match=f"sealed with key {old.key_id.hex()}.*{new.key_id.hex()}"):
+        Codec(key=new).unpack(Codec(key=old).pack(b"data", "wal/1.enc"), "wal/1.enc")
+
+
+def test_what_is_named_as_sealed_must_be() -> None:
+    plain = Codec().pack(b"data", "wal/1")
+    assert Codec(key=KEY).unpack(plain, "wal/1") == b"data", "stored before there was a key"
+    with pytest.raises(ObjectDamaged, match="not an encrypted object"):
+        Codec(key=KEY).unpack(plain, "wal/1.enc")
+
+
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 def test_packing(key: SealingKey | None) -> None:
     codec = Codec(key=key)
@@ -78,13 +96,15 @@ def test_packing(key: SealingKey | None) -> None:
 def test_keys_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("ab" * 32 + "\n")
-    from_file, from_text = read_key("", str(file)), read_key("ab" * 32, "")
-    assert from_file is not None and from_text is not None
+    (from_file,), (from_text,) = read_keys("", str(file)), read_keys("ab" * 32, "")
     assert from_file.key_id == from_text.key_id
-    assert read_key("", "") is None
+    file.write_text("cd" * 32 + "\n" + "ab" * 32 + "\n")
+    newest, older = read_keys("", str(file))
+    assert older.key_id == from_text.key_id != newest.key_id, "the newest comes first"
+    assert read_keys("", "") == ()
     for text, path in (("zz", ""), ("ab" * 31, ""), ("ab" * 32, str(file)), ("", str(tmp_path / "none"))):
         with pytest.raises(SettingsError, match="FLYPG_SNAPSHOT_KEY") as caught:
-            read_key(text, path)
+            read_keys(text, path)
         assert not text or text not in str(caught.value), "a key never ends up in a message"
 
 

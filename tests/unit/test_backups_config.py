@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backups.config import read_config
+from cluster.errors import SettingsError
 
 MB = 1 << 20
 STORIES = (
@@ -27,3 +28,30 @@ STORIES = (
 def test_a_small_node_does_less_at_once(memory_mb: int, values: dict[str, str], wanted: tuple[int, int, int]) -> None:
     found = read_config(values, Path("/data"), memory_mb)
     assert (found.wal.workers, found.options.uploaders, found.options.part_bytes) == wanted
+
+
+WRONG = (
+    ({"FLYPG_S3_ENDPOINT": "fly.storage.tigris.dev"}, "FLYPG_S3_ENDPOINT"),
+    ({"FLYPG_S3_ENDPOINT": "ftp://host"}, "FLYPG_S3_ENDPOINT"),
+    ({"AWS_ENDPOINT_URL_S3": "host:9000"}, "AWS_ENDPOINT_URL_S3"),
+    ({"FLYPG_S3_REGION": "x y"}, "FLYPG_S3_REGION"),
+    ({"FLYPG_S3_ACCESS_KEY_ID": "k"}, "FLYPG_S3_SECRET_ACCESS_KEY"),
+    ({"FLYPG_S3_SECRET_ACCESS_KEY": "s"}, "FLYPG_S3_ACCESS_KEY_ID"),
+    ({"FLYPG_SNAPSHOT_URL": "s3://my bucket/x"}, "FLYPG_SNAPSHOT_URL"),
+    ({"FLYPG_SNAPSHOT_URL": "", "S3_ARCHIVE_CONFIG": "https://k:s@host:99999/b/d"}, "S3_ARCHIVE_CONFIG"),
+    ({"FLYPG_SNAPSHOT_URL": "", "S3_ARCHIVE_CONFIG": "https://k:s@host"}, "S3_ARCHIVE_CONFIG"),
+)
+
+
+@pytest.mark.parametrize(("values", "key"), WRONG)
+def test_a_wrong_service_is_refused_by_the_name_of_its_key(values: dict[str, str], key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_config({"FLYPG_SNAPSHOT_URL": "s3://bucket/x"} | values, Path("/data"), 1000)
+    assert caught.value.key == key
+
+
+def test_a_right_service() -> None:
+    found = read_config(
+        {"FLYPG_SNAPSHOT_URL": "s3://bucket/x", "FLYPG_S3_ENDPOINT": "http://[fdaa::3]:9000"}, Path("/data"), 1000
+    )
+    assert found.s3 is not None and found.s3.endpoint == "http://[fdaa::3]:9000"

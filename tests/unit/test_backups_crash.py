@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import pytest
 
-from backups.base import check_parts
-from backups.catalog import Archive, SnapshotRecord
 from backups.codec import Codec
-from backups.errors import ObjectMissing, SnapshotFailed
-from backups.layout import PathName, Segment, manifest_key, part_key
+from backups.errors import SnapshotFailed
+from backups.layout import Segment
 from backups.objects import ObjectInfo
 from backups.pipeline import PartWriter
 from backups.repository import Path as RepositoryPath
-from backups.repository import Repository
 from backups.retention import GRACE_S, Keep
 from backups.upkeep import audit, sweep
-from tests.support.snapshots import DAY, SEGMENT, record
+from tests.support.memory import NOW, MemoryStore, path_on, take
+from tests.support.snapshots import SEGMENT, record, wal_segment
 
-NAME = PathName("c", "7301", "00000000")
-NOW = 100 * DAY
 WAL = range(87, 94)
 
 
 class Killed(BaseException):
     """The process ends here."""
-
-
-class MemoryStore:
-    """A store in memory: these tests write thousands of objects. Every object is as old as its last write."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.modified = NOW
-        self._lock = threading.Lock()
-
-    def put(self, key: str, data: bytes, *, if_absent: bool = True) -> bool:
-        with self._lock:
-            if if_absent and key in self.objects:
-                return False
-            self.objects[key] = data
-            return True
-
-    def get(self, key: str) -> bytes:
-        if key not in self.objects:
-            raise ObjectMissing(key)
-        return self.objects[key]
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return iter(
-            [ObjectInfo(k, len(v), self.modified) for k, v in sorted(self.objects.items()) if k.startswith(prefix)]
-        )
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
-
-    def tidy(self, before: float) -> None:
-        """Nothing is left by writes to memory."""
-
-    def describe(self) -> str:
-        return "memory"
 
 
 class MortalStore:
@@ -112,27 +70,6 @@ class MortalStore:
         return "mortal"
 
 
-def take(path: RepositoryPath, made: SnapshotRecord, piece_bytes: int = 1 << 20) -> None:
-    """What take_snapshot does, without a PostgreSQL: parts, manifest, check, commit."""
-    writer = PartWriter(Codec(), path.put_part, part_bytes=64 << 10)
-    try:
-        writer.begin("base.tar", lambda n: part_key(made.id, "base.tar", n))
-        for _ in range(3):
-            writer.write(os.urandom(piece_bytes))
-        parts = writer.finish()["base.tar"]
-    finally:
-        writer.abandon()
-    manifest = path.put_manifest(made.id, b"manifest")
-    assert manifest.key.startswith(manifest_key(made.id))
-    whole = replace(made, archives=(Archive("base.tar", "", 3 * piece_bytes, parts),), manifest=manifest)
-    check_parts(path, whole)
-    path.commit(whole)
-
-
-def path_on(store: object) -> RepositoryPath:
-    return Repository(store, Codec()).path(NAME)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_snapshot_that_is_cut_off_anywhere(after: bool) -> None:
     for dies_at in itertools.count(1):
@@ -171,13 +108,15 @@ def test_parts_that_cannot_be_stored_end_the_snapshot() -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_sweep_that_is_cut_off_anywhere(after: bool) -> None:
     """No snapshot is ever listed without its parts, or without the WAL that follows it; the next sweep finishes."""
+    full = MemoryStore()
+    for letter, day, segment in (("a", 85, 88), ("b", 90, 90), ("c", 99, 92)):
+        take(path_on(full), record(letter, day=day, segment=segment), 100)
+    for number in WAL:
+        path_on(full).put_wal(Segment(1, number).name(), wal_segment(number))
     for dies_at in itertools.count(1):
         real = MemoryStore()
+        real.objects |= full.objects
         path = path_on(real)
-        for letter, day, segment in (("a", 85, 88), ("b", 90, 90), ("c", 99, 92)):
-            take(path, record(letter, day=day, segment=segment), 100)
-        for number in WAL:
-            path.put_wal(Segment(1, number).name(), b"w")
         keep = Keep(days=5, window=True)
         try:
             sweep(path_on(MortalStore(real, dies_at, after=after)), keep, wall=lambda: NOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -23,6 +24,7 @@ EARLY, ON_TWO, LATE = (
     record("c", day=3, segment=25, timeline=3),
 )
 ORPHAN = record("d", day=2.5, segment=14, timeline=1)  # of a primary that did not know it was replaced
+FAILED = record("c", day=3, segment=25, timeline=3, verified=False)
 ALL = [EARLY, ON_TWO, LATE]
 WAL = frozenset(
     [Segment(1, n) for n in range(3, 10)]
@@ -55,6 +57,11 @@ STORIES = [
     ("a snapshot's end must be before the moment", ALL, WAL, time(1.99), {}, "a", 3),
     ("a name may be anywhere: from the oldest", ALL, WAL, name(), {}, "a", 3),
     ("a name, and a snapshot that was named", ALL, WAL, name(), {"snapshot": LATE.id}, "c", 3),
+    ("one that failed its restore test is passed over", [EARLY, ON_TWO, FAILED], WAL, LATEST, {}, "b", 3),
+    ("unless it was asked for", [EARLY, FAILED], WAL, LATEST, {"snapshot": FAILED.id}, "c", 3),
+    ("or there is no other", [FAILED], WAL, LATEST, {}, "c", 3),
+    ("damaged pages, too", [EARLY, replace(LATE, damaged_pages=True)], WAL, name(), {}, "a", 3),
+    ("also without WAL", [EARLY, FAILED], WAL, Target(TargetKind.SNAPSHOT), {}, "a", 1),
     ("an orphan is on nobody's line", [*ALL, ORPHAN], WAL, LATEST, {"timeline": 2}, "b", 2),
     ("the end of an older timeline", ALL, WAL, LATEST, {"timeline": 1}, "a", 1),
     ("only the snapshot, whatever is archived", ALL, frozenset(), Target(TargetKind.SNAPSHOT), {}, "c", 3),

@@ -127,7 +127,14 @@ def test_the_line_of_a_healthy_cluster() -> None:
 
 def test_what_is_wrong_is_said_in_words() -> None:
     history = replace(
-        HISTORY, failures=3, failed_at=NOW - 60, error="403", gap_at=NOW - 50, gap="SEG", doubt="vs_x: no"
+        HISTORY,
+        failures=3,
+        failed_at=NOW - 60,
+        error="403",
+        gap_at=NOW - 50,
+        gap="SEG",
+        doubt="vs_x: no",
+        unreadable="vs_y: not JSON",
     )
     wal = WalStatus(error="the bucket is gone", conflicts=1, dropped=2, queue=Queue(70, NOW - 300, 5 * MB, NOW - 360))
     status = replace(STATUS, history=history, wal=wal, retry_at=NOW + 840, warnings=("careful",))
@@ -138,6 +145,7 @@ def test_what_is_wrong_is_said_in_words() -> None:
     assert "not verified; next in 14 min; WAL archive 6 min behind (70.0 MB), 70 files wait" in lines[0]
     for words in (
         "WAL is not archived: the bucket is gone",
+        "a snapshot's record cannot be read, no WAL is deleted: vs_y: not JSON",
         "gap at SEG",
         "failed 3 times: 403",
         "vs_x: no",

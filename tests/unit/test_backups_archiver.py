@@ -1,0 +1,96 @@
+"""The archiver process: it answers without a repository, and one that cannot start says why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from backups import archiver
+from backups.archiver import ArchiverProcess, Standing
+from backups.codec import Codec
+from backups.errors import RepositoryUnavailable
+from backups.layout import MARKER, Segment
+from backups.repository import LatePath, PathInfo, Repository
+from backups.wal import WalArchiver, WalOptions
+from tests.support.memory import NAME, MemoryStore, path_on
+from tests.support.snapshots import SEGMENT, wal_segment
+
+OPEN = Standing(1, False)
+
+
+class Away(MemoryStore):
+    """A repository that may not answer."""
+
+    here = False
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = True) -> bool:
+        if not self.here:
+            raise RepositoryUnavailable("nobody answers")
+        return super().put(key, data, if_absent=if_absent)
+
+
+def test_it_answers_while_the_repository_is_away_and_begins_when_it_is_back(tmp_path: Path) -> None:
+    store = Away()
+    notes = tmp_path / "archive_status"
+    notes.mkdir()
+    names = [Segment(1, n).name() for n in range(1, 5)]
+    for number, name in enumerate(names, 1):
+        (tmp_path / name).write_bytes(wal_segment(number))
+        (notes / f"{name}.ready").touch()
+    late = LatePath(Repository(store, Codec()), PathInfo("c", "7301", "00000000", 1.0))
+    options = WalOptions(workers=1, queue_limit_bytes=3 * SEGMENT, drop_past_limit=True)
+    made = WalArchiver(late, tmp_path, segment_bytes=SEGMENT, options=options)
+    made.stand(1)
+    try:
+        assert made.handle(["push", f"pg_wal/{names[0]}"]) == "ok", "four wait, three may: it is let go"
+        assert made.status().error == "nobody answers" and made.status().dropped == 1
+        (notes / f"{names[0]}.ready").unlink()
+        (notes / f"{names[1]}.ready").unlink()
+        (notes / f"{names[2]}.ready").unlink()
+        assert made.handle(["push", f"pg_wal/{names[3]}"]).startswith("no ")
+        assert not store.objects
+        store.here = True
+        assert made.handle(["push", f"pg_wal/{names[3]}"]) == "ok"
+    finally:
+        made.stop()
+    assert {MARKER, f"_paths/{NAME}.json"} <= set(store.objects), "begun with the first file"
+    assert path_on(store).get_wal(names[3]) == wal_segment(4)
+
+
+async def test_one_that_cannot_start_says_why_and_is_started_less_and_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    def spawn(argv: list[str], *, output: Path, **_: object) -> int:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", "-c", "print('FLYPG_SNAPSHOT_KEY: must be hexadecimal')"],
+            {},
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)],
+        )
+        pids.append(pid)
+        return pid
+
+    now = 1000.0
+    monkeypatch.setattr(archiver, "spawn", spawn)
+    process = ArchiverProcess(tmp_path / "sock", tmp_path / "log", {}, monotonic=lambda: now)
+    await process.tell(OPEN, [])
+    assert (len(pids), process.status) == (1, None), "it is starting"
+
+    for failures, pause_s in enumerate((2, 4, 8, 16, 32, 60, 60), 1):
+        await asyncio.to_thread(os.waitid, os.P_PID, pids[-1], os.WEXITED | os.WNOWAIT)
+        await process.tell(OPEN, [])
+        assert len(pids) == failures, "not at once"
+        assert process.status is not None
+        assert process.status.error == "the archiver does not start: FLYPG_SNAPSHOT_KEY: must be hexadecimal"
+        now += pause_s
+        await process.tell(OPEN, [])
+        assert len(pids) == failures + 1
+        assert process.status is not None, "what was wrong is said until it answers"
+    await process.tell(Standing(0, False), [])
+    assert process.status is None, "somebody else's to say"
