@@ -49,18 +49,21 @@ class _Joined(io.RawIOBase):
 
 def _fetched(path: Path, parts: tuple[Part, ...], pool: ThreadPoolExecutor, workers: int) -> Iterator[bytes]:
     """The content of `parts` in order, the next ones on their way meanwhile."""
-    waiting: list[Future[bytes]] = []
+    waiting: list[tuple[Part, Future[bytes]]] = []
     rest = list(reversed(parts))
 
     def ask() -> None:
         while rest and len(waiting) < workers:
-            waiting.append(pool.submit(path.get_part, rest.pop()))
+            part = rest.pop()
+            waiting.append((part, pool.submit(path.fetch_part, part)))
 
     ask()
     while waiting:
-        part = waiting.pop(0).result()
+        part, coming = waiting.pop(0)
+        stored = coming.result()
         ask()
-        yield part
+        yield from path.opened(part, stored)
+        del coming, stored  # else held while the next one comes
 
 
 class _Unpacker(threading.Thread):

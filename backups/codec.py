@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,10 @@ class SealingKey:
 
     def open(self, sealed: bytes, name: str) -> bytes:
         """What was sealed under `name`. Raises ObjectDamaged when these bytes are not that."""
+        return b"".join(self.opened(sealed, name))
+
+    def opened(self, sealed: bytes, name: str) -> Iterator[bytes]:
+        """The same chunk by chunk: each is authentic, and the last one is known to be the last."""
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -78,14 +83,13 @@ class SealingKey:
         body = memoryview(sealed)[HEADER_BYTES:]
         step = CHUNK_BYTES + TAG_BYTES
         count = -(-len(body) // step)
-        out = io.BytesIO(bytes(len(body) - count * TAG_BYTES))
         for i in range(count):
             nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
             try:
-                out.write(cipher.decrypt(nonce, body[i * step : (i + 1) * step], header + name.encode()))
+                chunk = cipher.decrypt(nonce, body[i * step : (i + 1) * step], header + name.encode())
             except InvalidTag:
                 raise ObjectDamaged(f"{name}: chunk {i} of {count} was altered, cut short or moved here") from None
-        return out.getvalue()
+            yield chunk
 
 
 def read_keys(text: str, path: str) -> tuple[SealingKey, ...]:
@@ -173,10 +177,16 @@ class Codec:
     def open(self, stored: bytes, name: str) -> bytes:
         """The zstd frame inside a stored object. What is named as sealed must be; what was stored before there was a
         key is not, and opens."""
+        pieces = self.opened(stored, name)
+        return stored if stored[:4] != MAGIC and not name.endswith(SEALED) else b"".join(pieces)
+
+    def opened(self, stored: bytes, name: str) -> Iterator[bytes]:
+        """The same piece by piece, so that it need not be in memory twice."""
         if stored[:4] != MAGIC:
             if name.endswith(SEALED):
                 raise ObjectDamaged(f"{name}: not an encrypted object of flypg")
-            return stored
+            yield stored
+            return
         if not self._keys:
             raise ObjectDamaged(
                 f"{name}: is encrypted; give the key with FLYPG_SNAPSHOT_KEY or FLYPG_SNAPSHOT_KEY_FILE"
@@ -185,7 +195,7 @@ class Codec:
         if (key := self._keys.get(made_with)) is None:
             given = ", ".join(k.hex() for k in self._keys)
             raise ObjectDamaged(f"{name}: sealed with key {made_with.hex()}, but the key given is {given}")
-        return key.open(stored, name)
+        yield from key.opened(stored, name)
 
     def unpack(self, stored: bytes, name: str, limit: int = 1 << 30) -> bytes:
         """What `pack` was given. Raises ObjectDamaged for anything else, and for more than `limit` bytes."""

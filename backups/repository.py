@@ -135,13 +135,21 @@ class Path:
 
     def get_part(self, part: Part) -> bytes:
         """The piece of a zstd stream that a part is, checked. Raises ObjectMissing, ObjectDamaged."""
+        return self._codec.open(self.fetch_part(part), part.key)
+
+    def opened(self, part: Part, stored: bytes) -> Iterator[bytes]:
+        """The same of what `fetch_part` has brought, in pieces. Raises ObjectDamaged."""
+        return self._codec.opened(stored, part.key)
+
+    def fetch_part(self, part: Part) -> bytes:
+        """A part as it is stored, maybe encrypted, checked. Raises ObjectMissing, ObjectDamaged."""
         data = self._store.get(self._full(part.key))
         if len(data) != part.size or sha256(data) != part.sha256:
             raise ObjectDamaged(
                 f"{self.describe()}: {part.key}: {len(data)} bytes of SHA-256 {sha256(data)[:12]}…, "
                 f"but {part.size} of {part.sha256[:12]}… were stored"
             )
-        return self._codec.open(data, part.key)
+        return data
 
     def get_manifest(self, record: SnapshotRecord) -> bytes:
         data = self._store.get(self._full(record.manifest.key))
