@@ -81,7 +81,10 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= flypg
 
 image:  ## build the images: node, etcd member, drill (IMAGE=flypg, BUILD="--build-arg PG_MAJOR=17 --build-arg PGDG=1")
-	docker build -f images/Dockerfile --target node -t $(IMAGE):$(VERSION) -t $(IMAGE):latest $(BUILD) .
+	docker build -f images/Dockerfile --target node -t $(IMAGE):latest $(BUILD) .
+	docker build -f images/Dockerfile --target node -t $(IMAGE):$(VERSION) -t $(IMAGE):latest \
+	  --build-arg PG_VERSION=$$(docker run --rm --network none --entrypoint postgres $(IMAGE) --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/') \
+	  $(BUILD) .
 	docker build -f images/Dockerfile --target etcd -t $(IMAGE)-etcd:latest $(BUILD) .
 	docker build -f images/Dockerfile --target drill -t $(IMAGE)-drill:latest $(BUILD) .
 

@@ -174,7 +174,7 @@ class Performer:
                 await self._instance.barrier(rule)
                 memory.applied, memory.barrier_term = rule, rule.term
             case Checkpoint(request=request):
-                await self._instance.checkpoint()
+                await (self._instance.prepare_stop() if request else self._instance.checkpoint())
                 memory.ready_for = request or memory.ready_for
             case CreateRoles():
                 await self._instance.ensure_roles()

@@ -135,7 +135,8 @@ class CloseGate:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """CHECKPOINT: before a switchover (`request`), or so that the control file shows a new timeline (request "")."""
+    """CHECKPOINT: before a switchover (`request`), with what else makes its stop short; or so that the control file
+    shows a new timeline (request "")."""
 
     request: str
 

@@ -194,6 +194,10 @@ class Instance(Protocol):
 
     async def checkpoint(self) -> None: ...
 
+    async def prepare_stop(self) -> None:
+        """Do now, while clients work, what a stop in order would take its time for."""
+        ...
+
     async def set_gate(self, *, open: bool) -> None:
         """Let clients in, or only us and replication."""
         ...

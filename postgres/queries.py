@@ -247,6 +247,36 @@ async def checkpoint(connection: Connection) -> None:
     await connection.execute("CHECKPOINT")
 
 
+# A stop in order fills the WAL file up when there is an archive, and the standbys must receive that: up to 16 MB.
+LEFT_IN_WAL_FILE = """SELECT CASE WHEN current_setting('archive_mode') = 'off'
+    OR EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical') THEN 0
+  ELSE pg_size_bytes(current_setting('wal_segment_size'))
+    - (pg_walfile_name_offset(pg_current_wal_insert_lsn())).file_offset END"""
+PIECE, PIECES = 1 << 18, 8  # bytes, and how many are written before others get their turn
+LARGEST_FILL = 64 << 20
+FILL = "SELECT count(pg_logical_emit_message(false, 'flypg', repeat('.', %s))) FROM generate_series(1, %s)"
+FLUSH = "SELECT pg_logical_emit_message(true, 'flypg', '')"
+
+
+async def fill_wal_file(connection: Connection, keep_bytes: int) -> int:
+    """Write the current WAL file full but for some `keep_bytes`, on the disk of this server; the bytes written. Nothing
+    where nothing is archived; nor where there are logical slots, whose readers would see it."""
+    written, most = 0, LARGEST_FILL
+    while True:
+        row = await (await connection.execute(LEFT_IN_WAL_FILE)).fetchone()
+        assert row is not None, "a SELECT without FROM always has one row"
+        if not written:
+            most = int(row[0])
+        pieces = min(PIECES, (int(row[0]) - keep_bytes) // PIECE)
+        if pieces <= 0 or most > LARGEST_FILL or written >= most:
+            return written
+        if not written:
+            await connection.execute("SET synchronous_commit = local")
+        await connection.execute(FILL, (PIECE, pieces))
+        await connection.execute(FLUSH)
+        written += pieces * PIECE
+
+
 HBA_ERRORS = "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL ORDER BY 1 LIMIT 1"
 
 

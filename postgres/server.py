@@ -32,6 +32,7 @@ from postgres.server_files import ServerFiles
 
 PRUNE_EVERY_S = 60.0
 CHECKPOINT_S = 120.0
+WAL_LEFT_BYTES = 1 << 19  # in the current WAL file before a planned stop: for what clients write until then
 ROLES_S = 10.0
 HAND_OVER_S = 5.0
 
@@ -244,6 +245,11 @@ class LocalInstance:
     async def checkpoint(self) -> None:
         async with helper(self.config, "flypg_checkpoint") as connection:
             await bounded(connection, queries.checkpoint(connection), CHECKPOINT_S)
+
+    async def prepare_stop(self) -> None:
+        async with helper(self.config, "flypg_checkpoint") as connection:
+            await bounded(connection, queries.checkpoint(connection), CHECKPOINT_S)
+            await bounded(connection, queries.fill_wal_file(connection, WAL_LEFT_BYTES), CHECKPOINT_S)
 
     async def ensure_roles(self) -> None:
         """Create flypg's users, or give them the passwords of the configuration. On a primary, once after founding."""

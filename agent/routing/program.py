@@ -154,7 +154,8 @@ class Program:
                 began = clock()
                 await gone(self._pid)
                 self._forget()
-                self.problem = self._ended = f"{self.name} ended by itself: {self._last_words()}"
+                self._ended = f"{self.name} ended by itself"
+                self.problem = f"{self._ended}: {self._last_words()}"
                 self._deaths = 1 if clock() - began > TOLD_S else self._deaths + 1
                 self._log.warning("program_ended", extra={"program": self.name, "problem": self.problem})
                 pause = FIRST_PAUSE_S if clock() - began > SETTLED_S else pause

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from cluster.errors import FlypgError
 from cluster.settings import load
+from flypg.cli_fly import NAMES
 from flypg.commands import stolon
 from flypg.reply import BadInput, Exit, Refused, Reply, done
 
@@ -33,6 +34,8 @@ class Failed(Exception):
 def run(args: argparse.Namespace) -> Reply:
     """flypg fly NAME ARGUMENTS…"""
     given: list[str] = args.arguments
+    if given and given[0] in ("-h", "--help"):  # people try it, and must not restart or fail over anything by that
+        return done(next(f"{name} {what}" for name, what in NAMES if name == args.name))
     match args.name:
         case "connect":
             connect(given)
@@ -41,9 +44,9 @@ def run(args: argparse.Namespace) -> Reply:
         case "stolonctl":
             return stolonctl(given)
     helpers: dict[str, Callable[[], Reply]] = {
-        "pg-failover": lambda: helper(failover),
-        "pg-restart": lambda: helper(restart),
-        "pg-role": lambda: helper(role),
+        "pg-failover": lambda: helper(lambda: bare(failover, given)),
+        "pg-restart": lambda: helper(lambda: bare(restart, given)),
+        "pg-role": lambda: helper(lambda: bare(role, given)),
         "pg-settings": lambda: helper(lambda: settings(given)),
         "stolonctl-run": lambda: helper(lambda: stolonctl_run(given)),
     }
@@ -87,6 +90,13 @@ def helper(work: Callable[[], tuple[str, str]]) -> Reply:
     except (Failed, BadInput, Refused, FlypgError) as error:
         answer = {"success": False, "message": str(error), "data": ""}
     return done(json.dumps(answer, ensure_ascii=False))
+
+
+def bare(work: Callable[[], tuple[str, str]], given: Sequence[str]) -> tuple[str, str]:
+    """Of helpers that take no arguments. Raises BadInput when there are some."""
+    if given:
+        raise BadInput(f"takes no arguments, and was given {shlex.join(given)}; nothing was done")
+    return work()
 
 
 def failover() -> tuple[str, str]:

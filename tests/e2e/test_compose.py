@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from flypg.commands.drill import SMOKE
-from tests.support.compose import NODES, PROJECT, Cluster, say, through, until
+from tests.support.compose import NODES, PROJECT, Cluster, Writer, say, through, until
 from tests.support.engine import Engine, NoEngine
 
 MODE = os.environ.get("FLYPG_E2E", "")
@@ -129,6 +129,14 @@ def test_drills_are_run_against_the_cluster(cluster: Cluster) -> None:
     assert "flypg_drill" not in databases, "what it made is removed"
 
 
+def test_a_router_that_died_is_started_again_and_status_says_so(cluster: Cluster) -> None:
+    node = cluster.primary()
+    for name in ("haproxy", "pgbouncer"):
+        pids = cluster.docker("exec", node, "sh", "-c", f"grep -l {name} /proc/[0-9]*/comm | cut -d/ -f3").split()
+        cluster.docker("exec", node, "sh", "-c", f"kill -9 {' '.join(pids)}")
+        until(lambda name=name: f"{name} ended by itself; it was started again" in cluster.flypg("status"), name, 60)
+
+
 def test_drills_that_are_forbidden_break_nothing(cluster: Cluster) -> None:
     form = ("--network", f"{PROJECT}_flypg", "-e", "FLYPG_CLUSTER=compose")
     command = ("flypg-drill", "drill", "run", "kill-postgres", "--cluster=compose", "--yes", "--etcd=e1:2379")
@@ -178,6 +186,23 @@ def test_a_snapshot_in_the_bucket_is_restored(cluster: Cluster) -> None:
     restored = cluster.docker("exec", primary, "flypg", "restore", "--into", "/data/restored", "--yes", timeout_s=300)
     assert cluster.docker("exec", primary, "cat", "/data/restored/PG_VERSION").strip() == "15", restored
     cluster.docker("exec", primary, "rm", "-r", "/data/restored")
+
+
+def test_an_etcd_that_has_lost_everything_costs_no_write(cluster: Cluster) -> None:
+    """What runs goes on; an operator's word takes the cluster up again."""
+    primary = cluster.primary()
+    other = next(node for node in NODES if node != primary)
+    with Writer(through(other)) as writer:
+        cluster.empty_etcd()
+        until(lambda: "etcd has lost this cluster" in cluster.flypg("status"), "nobody has noticed", 60)
+        writer.recovered(time.monotonic())
+        began = time.monotonic()
+        asked = ("flypg", "failover", "--accept-data-loss", "--yes", "--wait", "60")
+        say(cluster.docker("exec", other, *asked).strip())
+        until(cluster.healthy, f"not taken up\n{cluster.told()}", 120)
+        writer.recovered(time.monotonic())
+    say(f"taken up: writes stopped for {writer.outage_s(began):.1f} s")
+    assert writer.acknowledged and not writer.lost()
 
 
 def test_prometheus_scrapes_every_node_and_knows_the_rules(cluster: Cluster) -> None:

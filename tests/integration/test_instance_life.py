@@ -69,6 +69,24 @@ def test_founding_users_and_gate() -> None:
     run(story)
 
 
+LEFT = "SELECT (1 << 24) - (pg_walfile_name_offset(pg_current_wal_flush_lsn())).file_offset"
+
+
+@pytest.mark.parametrize(
+    ("archive_command", "filled"), [("true", True), ("", False)], ids=["archiving", "not archiving"]
+)
+def test_a_stop_that_is_prepared_has_little_of_the_wal_file_left_to_fill(archive_command: str, filled: bool) -> None:
+    async def story(made: Servers) -> None:
+        node = await made.primary(archive_command=archive_command)
+        node.sql("SELECT pg_switch_wal()")
+        for _ in range(2):  # the second time there is nothing to do
+            await node.instance.prepare_stop()
+            ((left,),) = node.sql(LEFT)
+            assert (left < 1 << 20) is filled
+
+    run(story)
+
+
 def test_a_standby_start_never_ends_as_a_primary() -> None:
     async def story(made: Servers) -> None:
         node = await made.primary()

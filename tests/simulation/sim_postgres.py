@@ -414,6 +414,9 @@ class SimInstance:
         await sleep(0.03)
         self.server.checkpoint()
 
+    async def prepare_stop(self) -> None:
+        await self.checkpoint()
+
     async def set_gate(self, *, open: bool) -> None:
         await sleep(0.003)
         if open:

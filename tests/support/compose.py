@@ -125,6 +125,12 @@ class Cluster:
             raise AssertionError(f"no answer from the drill: {done.stdout[-1000:]}{done.stderr[-1000:]}") from None
         return found
 
+    def empty_etcd(self) -> None:
+        """All of etcd's members lose their volumes, and start again."""
+        self.compose("rm", "-s", "-f", "-v", *MEMBERS)
+        self.engine.run("docker", "volume", "rm", *(f"{PROJECT}_{member}" for member in MEMBERS))
+        self.compose("up", "-d", "--no-deps", *MEMBERS)
+
     # --- how it is ------------------------------------------------------------------------------------------------
 
     def flypg(self, *argv: str) -> str:

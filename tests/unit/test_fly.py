@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flypg.cli_fly import NAMES
-from flypg.commands import stolon
+from flypg.commands import fly, stolon
 from flypg.reply import BadInput
 from tests.support.http_node import open_snapshot
 
@@ -84,3 +86,15 @@ def test_nothing_of_the_compose_file_is_exposed_beyond_loopback() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     published = re.findall(r'"([^"\s]*:\d+:\d+)"', text)
     assert len(published) >= 15 and all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("name", ["pg-failover", "pg-restart", "pg-role", "connect", "stolonctl", "flyadmin"])
+def test_asking_for_help_does_nothing_else(name: str) -> None:
+    reply = fly.run(argparse.Namespace(name=name, arguments=["--help"]))
+    assert reply.ok and reply.text.startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("name", ["pg-failover", "pg-restart", "pg-role"])
+def test_arguments_that_nobody_knows_do_nothing(name: str) -> None:
+    answer = json.loads(fly.run(argparse.Namespace(name=name, arguments=["--force"])).text)
+    assert answer["success"] is False and "nothing was done" in answer["message"]
