@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 from backups import layout
@@ -30,6 +31,7 @@ from postgres.scratch import ScratchServer
 
 log = logging.getLogger("flypg.backups")
 RECOVERY_S = 24 * 3600.0
+LAST_TRANSACTION = re.compile(r"last completed transaction was at log time (.+)")
 TARGETS = {TargetKind.TIME: "time", TargetKind.LSN: "lsn", TargetKind.NAME: "name", TargetKind.XID: "xid"}
 
 
@@ -59,13 +61,14 @@ def make_plan(
         return plan_restore(snapshots, {}, frozenset(), target, snapshot=snapshot)
     size = snapshots[0].segment_bytes if snapshots else layout.SEGMENT_BYTES
     names = list(path.wal_names())
-    histories = {
-        int(n[:8], 16): layout.parse_history(path.get_wal(n).decode()) for n in names if layout.HISTORY.match(n)
-    }
+    histories, damaged = path.histories(names)
     segments = frozenset(s for n in names if (s := layout.segment_of(n, size)))
-    return plan_restore(
+    plan = plan_restore(
         snapshots, histories, segments, target, snapshot=snapshot, timeline=timeline, streamed=lengths(path, size)
     )
+    if isinstance(plan, Refused):
+        return Refused("; ".join((plan.why, *damaged)))
+    return replace(plan, warnings=(*plan.warnings, *damaged))
 
 
 async def restore(
@@ -77,12 +80,16 @@ async def restore(
     programs: str = "",
     inclusive: bool = True,
     progress: Callable[[Progress], None] | None = None,
+    replaying: Callable[[int, int], None] = lambda done, count: None,
 ) -> RestoreResult:
-    """Restore into the empty `directory`. Raises RestoreRefused (nothing changed), RestoreFailed, RepositoryError."""
+    """Restore into the empty `directory`. `replaying` is told how many segments of WAL were asked for, and of how many.
+
+    Raises RestoreRefused (nothing changed), RestoreFailed, RepositoryError.
+    """
     try:
         async with unpacked(path, plan.snapshot, directory, owner=owner, programs=programs, progress=progress) as files:
             began = time.monotonic()
-            timeline, lsn, commit = await _recover(files.server, path, plan, files.home, owner, inclusive)
+            timeline, lsn, commit = await _recover(files.server, path, plan, files.home, owner, inclusive, replaying)
         recovery_s = time.monotonic() - began
     except (InstanceError, CommandFailed, PostgresUnavailable) as error:
         raise RestoreFailed(
@@ -92,7 +99,13 @@ async def restore(
 
 
 async def _recover(
-    server: ScratchServer, path: Path, plan: RestorePlan, home: FilePath, owner: Account | None, inclusive: bool
+    server: ScratchServer,
+    path: Path,
+    plan: RestorePlan,
+    home: FilePath,
+    owner: Account | None,
+    inclusive: bool,
+    replaying: Callable[[int, int], None],
 ) -> tuple[int, str, str]:
     """Replay to the target, promote, stop in order. Returns timeline, LSN, time of the last commit."""
     if plan.target.kind is TargetKind.SNAPSHOT:
@@ -100,7 +113,16 @@ async def _recover(
         return await _finish(server)
     size = plan.snapshot.segment_bytes
     fetcher = WalFetcher(path, server.data, highest_timeline=plan.timeline, segment_bytes=size, owner=owner)
-    lines = LineServer(home / "wal", fetcher.handle, owner)
+    first, last = plan.first_segment, plan.last_segment
+
+    def given(fields: list[str]) -> str:
+        answer = fetcher.handle(fields)
+        if first is not None and last is not None and fetcher.asked >= first.number:
+            count = last.number - first.number + 1
+            replaying(min(fetcher.asked - first.number, count), count)
+        return answer
+
+    lines = LineServer(home / "wal", given, owner)
     settings = {
         "restore_command": restore_command(home, home / "wal", owner),
         "recovery_target_timeline": str(plan.timeline),
@@ -135,7 +157,12 @@ def _explain(plan: RestorePlan, fetcher: WalFetcher, server: ScratchServer, erro
         return f"the repository failed during recovery: {fetcher.failure}"
     words = server.last_words()
     if "recovery ended before configured recovery target was reached" in words:
-        return f"the archived WAL ends (last segment {fetcher.last or 'none'}) before {plan.target}"
+        ended = LAST_TRANSACTION.search(server.log.read_text(errors="replace"))
+        return (
+            f"the archived WAL ends (last segment {fetcher.last or 'none'}, "
+            + (f"last transaction at {ended[1]}" if ended else "no transaction in it")
+            + f") before {plan.target}; without a target, all there is is restored"
+        )
     return str(error)
 
 

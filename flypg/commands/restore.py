@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> Reply:
         text = f"unpacking {share} % of {size(at.total_bytes)}"
         progress.now(text if share < 100 else "replaying WAL")
 
+    def replaying(at: int, count: int) -> None:
+        share = 100 * at // count // 10 * 10
+        progress.now(f"replaying WAL, {share} % of {size(count * plan.snapshot.segment_bytes)}")
+
     try:
         result = asyncio.run(
             carry_out(
@@ -92,6 +96,7 @@ def run(args: argparse.Namespace) -> Reply:
                 programs=args.programs or "",
                 inclusive=not args.exclusive,
                 progress=tell,
+                replaying=replaying,
             )
         )
     except RestoreRefused as error:

@@ -16,7 +16,7 @@ from backups.directory import DirectoryStore
 from backups.errors import RestoreFailed
 from backups.layout import HISTORY
 from backups.restore import make_plan
-from backups.restore_plan import Refused, Target, TargetKind
+from backups.restore_plan import Refused, RestorePlan, Target, TargetKind
 from backups.upkeep import audit
 from backups.verify import verify
 from backups.wal import WalOptions
@@ -186,8 +186,11 @@ def test_a_target_that_is_never_reached_is_no_success(server: PgServer) -> None:
     snapshot(server, path, codec, "a")
     write(server, "x")
     archived.flush()
-    with pytest.raises(RestoreFailed, match=r"the archived WAL ends .* before name nowhere"):
+    with pytest.raises(RestoreFailed, match=r"the archived WAL ends .*last transaction at 20.* before name nowhere"):
         restored(path, name("nowhere"), server.root / "r1")
+    path.put_wal("00000009.history", b"rubbish\n")  # of a branch that is not on the way
+    plan = make_plan(path, Target(TargetKind.LATEST))
+    assert isinstance(plan, RestorePlan) and "00000009.history" in "".join(plan.warnings)
     last = sorted(n for n in path.wal_names() if len(n) == 24)[-1]
     broken = server.root / "repository" / str(path.name) / "wal" / "00000001" / f"{last}.zst"
     broken.write_bytes(broken.read_bytes()[:-7])
