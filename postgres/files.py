@@ -61,6 +61,13 @@ def sync_volume(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_data(pgdata: Path) -> None:
+    """`sync_volume` for each volume that a data directory is on: its own, that of its WAL, those of tablespaces."""
+    places = [pgdata, pgdata / "pg_wal", *(pgdata / "pg_tblspc").iterdir()]
+    for place in {place.stat().st_dev: place for place in places if place.is_dir()}.values():
+        sync_volume(place)
+
+
 def write_atomically(path: Path, text: str, *, owner: Account | None, durable: bool, mode: int = 0o600) -> None:
     """Replace `path` by a file with `text`. `durable`: return only when file and directory are on disk.
 

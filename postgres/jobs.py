@@ -27,7 +27,7 @@ from postgres.files import (
     holds_files,
     make_directory,
     remove,
-    sync_volume,
+    sync_data,
     write_atomically,
 )
 from postgres.instance import Control, Job
@@ -214,7 +214,7 @@ class Jobs:
         older = old_copies(pgdata)
         for name in ("standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"):
             remove(fresh / name)
-        sync_volume(fresh)
+        sync_data(fresh)
         if pgdata.exists():
             if any(pgdata.iterdir()):
                 last = int(older[-1].name.rpartition("-")[2]) if older else 0
@@ -255,19 +255,21 @@ class Jobs:
         write_atomically(mark, "", owner=None, durable=True)
         self.progress("rewinding")
         parts.files.remove_signals()
-        await self._pg_rewind(source, "--progress")
+        await self._pg_rewind(source, "--progress", "--no-sync")  # file by file, that takes longer than the rewinding
+        await asyncio.to_thread(sync_data, pgdata)
         parts.files.write_signal("standby.signal")
         files = parts.files
         files.write_settings(files.parameters, files.hba, generation=files.generation + 1)
         remove(mark)
 
-    async def _pg_rewind(self, source: Upstream, option: str) -> None:
+    async def _pg_rewind(self, source: Upstream, *options: str) -> None:
         config = self._parts.config
         name = f"flypg_rewind_{self._parts.me}"
         await command.run(
             [
                 config.binaries / "pg_rewind",
-                *("-D", config.pgdata, "--no-ensure-shutdown", option, "--source-server"),
+                *options,
+                *("-D", config.pgdata, "--no-ensure-shutdown", "--source-server"),
                 remote_conninfo(config, source, user=OPERATOR, name=name, database="postgres"),
             ],
             timeout_s=REWIND_S,
