@@ -56,7 +56,10 @@ class SealingKey:
         about = header + name.encode()
         view = memoryview(plain)
         count = max(1, -(-len(plain) // CHUNK_BYTES))
-        out = io.BytesIO(bytes(len(header) + len(plain) + count * TAG_BYTES))  # in memory once, not also in chunks
+        out = io.BytesIO()
+        out.seek(len(header) + len(plain) + count * TAG_BYTES - 1)
+        out.write(b"\0")  # as large as it will be: in memory once, not also in chunks or while it grows
+        out.seek(0)
         out.write(header)
         for i in range(count):
             nonce = i.to_bytes(11, "big") + (b"\1" if i == count - 1 else b"\0")
