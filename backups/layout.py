@@ -146,6 +146,11 @@ class Fork:
     lsn: int
 
 
+def possible_segment_bytes(size: int) -> int | None:
+    """`size` if PostgreSQL can have segments of it: a power of two from 1 MiB to 1 GiB (initdb --wal-segsize)."""
+    return size if size.bit_count() == 1 and 1 << 20 <= size <= 1 << 30 else None
+
+
 def parse_history(text: str) -> tuple[Fork, ...]:
     """The ancestors in a timeline history file, oldest first. Raises ValueError for a line that is none."""
     forks: list[Fork] = []

@@ -104,7 +104,7 @@ def audit(path: Path, *, deep: bool = False, progress: Callable[[str], None] | N
     names = [wal_name(info.key) for info in stored]
     problems += [f"{info.key}: is empty" for info in stored if not info.size]
     if deep:
-        size = snapshots[-1].segment_bytes if snapshots else layout.SEGMENT_BYTES
+        size = snapshots[-1].segment_bytes if snapshots else None
         problems += _damaged_wal(path, names, size, tell)
     else:
         problems += path.histories(names)[1]
@@ -143,8 +143,9 @@ def _problems_of(path: Path, record: SnapshotRecord, deep: bool, tell: Callable[
     return problems
 
 
-def _damaged_wal(path: Path, names: list[str], segment_bytes: int, tell: Callable[[str], None]) -> list[str]:
-    """Fetch all archived WAL, some at a time; what does not open, or is not what its name says."""
+def _damaged_wal(path: Path, names: list[str], segment_bytes: int | None, tell: Callable[[str], None]) -> list[str]:
+    """Fetch all archived WAL, some at a time; what does not open, or is not what its name says. Without a snapshot
+    nobody has said how large a segment is (None): its header must fit its size then."""
 
     def look(name: str) -> str:
         try:
@@ -153,7 +154,8 @@ def _damaged_wal(path: Path, names: list[str], segment_bytes: int, tell: Callabl
                 layout.parse_history(content.decode())
             elif layout.SEGMENT.match(name) or layout.PARTIAL.match(name):
                 system = path.name.system_id
-                return wrong_with(name, content[:64], len(content), system_id=system, segment_bytes=segment_bytes)
+                size = segment_bytes or layout.possible_segment_bytes(len(content)) or layout.SEGMENT_BYTES
+                return wrong_with(name, content[:64], len(content), system_id=system, segment_bytes=size)
         except ObjectMissing:
             return ""  # retention has removed it meanwhile
         except (RepositoryError, ValueError) as error:

@@ -122,8 +122,9 @@ def test_nodes_verify_each_other(local: Local) -> None:
     standby = next(n["node"] for n in local.status()["nodes"] if n["role"] == "standby")
     text = (local.root / standby / "conf" / "flypg.conf").read_text()
     assert "sslmode=verify-ca" in text
-    for node in ("n1", "n2"):
-        assert "server_tls_sslmode = verify-ca" in (local.root / node / "run" / "pooler" / "pgbouncer.ini").read_text()
+    primary = {"n1": "n2", "n2": "n1"}[standby]
+    for node, mode in ((standby, "verify-ca"), (primary, "disable")):  # the primary's own never leaves the machine
+        assert f"server_tls_sslmode = {mode}" in (local.root / node / "run" / "pooler" / "pgbouncer.ini").read_text()
 
 
 def test_the_authoritys_key_is_nowhere_in_clear(local: Local) -> None:

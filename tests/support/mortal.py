@@ -27,6 +27,7 @@ from backups.layout import PathName, Segment
 from backups.repository import Path as RepositoryPath
 from backups.repository import PathInfo, Repository
 from backups.retention import GRACE_S, Keep
+from backups.segments import LONG, LONG_HEADER
 from backups.upkeep import audit, sweep
 from backups.wal import WalArchiver
 from postgres.basebackup import server_facts
@@ -153,6 +154,12 @@ class Scenario:
         self.tidy()
         return deaths
 
+    def segment(self, number: int) -> bytes:
+        """One that PostgreSQL could have begun, of timeline 1."""
+        size, system = self.facts.segment_bytes, int(self.facts.system_id)
+        head = LONG_HEADER.pack(0xD110, LONG, 1, number * size, 0, system, size, 8192)
+        return head.ljust(size, b"\0")
+
     def sweep(self) -> int:
         """Never a snapshot without its parts, or without the WAL that follows it; the next run finishes the work."""
         for letter, days in (("a", 30), ("b", 20), ("c", 10), ("d", 1)):
@@ -160,8 +167,8 @@ class Scenario:
         size = self.facts.segment_bytes
         floor = self.path.snapshots()[2].start_lsn // size
         needed = {Segment(1, number).name(size) for number in range(floor, floor + 8)}
-        for name in (*needed, *(Segment(1, number).name(size) for number in range(floor - 4, floor))):
-            self.path.put_wal(name, b"w")
+        for number in range(floor - 4, floor + 8):
+            self.path.put_wal(Segment(1, number).name(size), self.segment(number))
         keep = Keep(days=5)
         listed, wanted = [["vs_" + letter * 16 for letter in letters] for letters in ("abcd", "cd")]
         saved = self.root.with_name("saved")
