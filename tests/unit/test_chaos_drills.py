@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,24 @@ def test_who_was_frozen_wakes_when_the_drill_is_killed() -> None:
         root = Path(__file__).parents[2]
         command = [sys.executable, "-c", freeze, str(sleeper.pid)]
         with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as drill:
-            assert drill.stdout is not None and drill.stdout.readline() == b"frozen\n"
-            assert (now := look(sleeper.pid)) is not None and now.state == "T"
-            drill.kill()
-        until = time.monotonic() + 20
-        while (now := look(sleeper.pid)) is not None and now.state == "T":
-            assert time.monotonic() < until
-            time.sleep(0.02)
+            try:
+                assert drill.stdout is not None and drill.stdout.readline() == b"frozen\n"
+                until(lambda: state(sleeper.pid) == "T")  # a signal takes its time to arrive
+            finally:
+                drill.kill()
+        until(lambda: state(sleeper.pid) != "T")
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def state(pid: int) -> str:
+    process = look(pid)
+    return process.state if process is not None else ""
+
+
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
