@@ -24,6 +24,7 @@ from postgres.doors import Doors
 from postgres.instance import Run
 
 HOLD_WITHIN_S = 0.1
+STRAIGHT_AFTER_S = 2.0
 ACCESS_TICK_S = 0.5  # what is compared was read by the keeper: it costs nothing
 ACCESS_EVERY_S = 60.0
 ACCESS_RETRY_S = 3.0
@@ -35,11 +36,11 @@ class Pooling:
     """This node's pooler, if there is one.
 
     It connects through this node's HAProxy, which never refuses: while there is no primary, a connection of the
-    pooler waits there like any other client's. On the primary's own node it goes straight to the server, which spares
-    it the proxy; what HAProxy cuts off when the primary changes, the end of that server cuts off too. Clients are
-    held in the pooler itself while there is no primary, for a planned change when transactions are to end first, and
-    from the moment the primary seems to have died: a login of the pooler that died with it makes PgBouncer turn
-    clients away (see pooler_release.py).
+    pooler waits there like any other client's. On the primary's own node it goes straight to the server after a
+    while, which spares it the proxy; what HAProxy cuts off when the primary changes, the end of that server cuts off
+    too. Clients are held in the pooler itself while there is no primary, for a planned change when transactions are
+    to end first, and from the moment the primary seems to have died: a login of the pooler that died with it makes
+    PgBouncer turn clients away (see pooler_release.py).
     """
 
     def __init__(
@@ -55,7 +56,11 @@ class Pooling:
         """`door`: HAProxy's address for the primary. The rest: see Pooler."""
         self._me = me
         self._door = door
-        self.pooler = Pooler(settings, clock, last_will, on_drained, pause_at_death) if settings is not None else None
+        self._clock = clock
+        self._led_since: tuple[int, float] | None = None  # the term in which clients are led, and since when
+        self.pooler = (
+            Pooler(settings, clock, last_will, on_drained, pause_at_death, door) if settings is not None else None
+        )
         self._handover = False  # clients wait for a planned change
         self._doubt: int | None = None  # the term whose primary has gone away, as it seems
         self._last: tuple[Snapshot, bool] | None = None  # what `route` was told
@@ -104,9 +109,18 @@ class Pooling:
         self._sessions = spec.pool_mode == PoolMode.SESSION and PoolMode.TRANSACTION not in modes(spec).values()
         servers = tuple(sorted(address_of(m) for m in view.members if m.node in snap.reports))
         held = self._handover or not there or self._doubt is not None
-        mine = view.member(self._me) if view.primary == self._me else None
+        mine = view.member(self._me) if view.primary == self._me and self._settled(view.term, held) else None
         at = address_of(mine) if mine is not None else self._door
         self.pooler.route(None if held else at, spec, max(1, len(view.members)), servers, here=mine is not None)
+
+    def _settled(self, term: int, held: bool) -> bool:
+        """Have clients been led in this term for a while? To load another address costs them time, so not at first."""
+        now = self._clock.boottime()
+        if held:
+            self._led_since = None
+        elif self._led_since is None or self._led_since[0] != term:
+            self._led_since = (term, now)
+        return self._led_since is not None and now >= self._led_since[1] + STRAIGHT_AFTER_S
 
     def doubt(self, term: int) -> None:
         """The primary of this term seems to have gone away: clients wait until it is found again, or another one."""

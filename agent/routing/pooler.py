@@ -54,8 +54,11 @@ class Pooler:
         last_will: LastWill,
         on_drained: Callable[[], None],
         pause_at_death: Callable[[int], None] = lambda pid: None,
+        door: Address | None = None,
     ) -> None:
         """`pause_at_death`: PAUSE this process the moment this node's server dies; 0: none. It tells `paused` then.
+        `door`: what is loaded while clients are held, after this node's own server, so that they need not wait for it
+        later; None: that stays.
 
         `on_drained` is called when a hold has no transaction left that runs, and when sessions have had time."""
         self.console = Console(settings.run_dir, settings.port)
@@ -64,6 +67,7 @@ class Pooler:
         self._clock = clock
         self._last_will = last_will
         self._pause_at_death = pause_at_death
+        self._door = door
         self._on_drained = on_drained
         self._owner = owner_of(settings.user)
         self._resolver = Resolver()
@@ -104,7 +108,8 @@ class Pooler:
     @property
     def sessions_had_time(self) -> bool:
         """Have clients been held for so long that sessions of session mode which are still open will stay?"""
-        return self.held and asyncio.get_running_loop().time() >= self._held_at + SESSIONS_END_S
+        asked = self._wanted is not None and self._wanted[0] is None
+        return asked and self.held and asyncio.get_running_loop().time() >= self._held_at + SESSIONS_END_S
 
     async def start(self) -> None:
         """Start PgBouncer, or adopt the one an earlier agent left. Raises CommandFailed without such a program."""
@@ -212,15 +217,39 @@ class Pooler:
                 self._pausing = asyncio.create_task(self._pause(), name="pause")
             self._let_in_by = None
             was = self._pools
+            if was.here and self._door is not None:
+                await self._given()  # before it, a login would begin at the new address, and the PAUSE break it
+                was = await self._leading(self._door, replace(was, here=False, plain=False), servers)
             same = replace(pools, primary=was.primary, verified=was.verified, here=was.here, plain=was.plain)
             await self._reload(same)
             return
-        tls = self._settings.tls
-        verified = all(tls.verifies(at.host, at.port) for at in servers or (primary,))
-        await self._reload(replace(pools, primary=await self._resolver.numeric(primary), verified=verified))
+        led = await self._leading(primary, pools, servers)
+        if self._held is False and (led.primary, led.plain) != (self._pools.primary, self._pools.plain):
+            await self._hold_for_another()
+        await self._reload(led)
         self._holding.clear()
         if self._held is not False:
             await self._let_in()
+
+    async def _hold_for_another(self) -> None:
+        """Another address closes the connections to the one before, and breaks a login that is under way: clients wait
+        for some milliseconds, or the next would be turned away."""
+        await self._cancel_pause()
+        self._holding.clear()
+        self._begin_hold()
+        self._pausing = asyncio.create_task(self._pause(drains=False), name="pause")
+        await self._given()
+
+    async def _given(self) -> None:
+        """Return when PgBouncer was told to PAUSE, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_WITHIN_S):
+                await self._holding.wait()
+
+    async def _leading(self, to: Address, pools: Pools, servers: tuple[Address, ...]) -> Pools:
+        tls = self._settings.tls
+        verified = all(tls.verifies(at.host, at.port) for at in servers or (to,))
+        return replace(pools, primary=await self._resolver.numeric(to), verified=verified)
 
     def _begin_hold(self) -> None:
         """The will is made before the PAUSE is given."""
@@ -247,16 +276,17 @@ class Pooler:
         if self._program is not None and self.pid == self._heard_of:
             self._program.signal(number)
 
-    async def _pause(self) -> None:
-        """PAUSE, which ends when no transaction runs any more."""
+    async def _pause(self, *, drains: bool = True) -> None:
+        """PAUSE, which ends when no transaction runs any more. Not `drains`: others begin soon, so nobody is told."""
         try:
             await self.console.ask("PAUSE", within_s=LONGEST_HOLD_S, passes="already", on_sent=self._holding.set)
         except CommandFailed as error:
             self._log.warning("pause_failed", extra={"problem": str(error)})
             self._held = None
             return
-        self.drained = True
-        self._on_drained()
+        if drains:
+            self.drained = True
+            self._on_drained()
 
     async def _cancel_pause(self) -> None:
         self.drained = False

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -124,7 +125,11 @@ def test_nodes_verify_each_other(local: Local) -> None:
     assert "sslmode=verify-ca" in text
     primary = {"n1": "n2", "n2": "n1"}[standby]
     for node, mode in ((standby, "verify-ca"), (primary, "disable")):  # the primary's own never leaves the machine
-        assert f"server_tls_sslmode = {mode}" in (local.root / node / "run" / "pooler" / "pgbouncer.ini").read_text()
+        ini = local.root / node / "run" / "pooler" / "pgbouncer.ini"
+        until = time.monotonic() + 60  # the primary's goes straight some seconds after the change
+        while f"server_tls_sslmode = {mode}" not in ini.read_text():
+            assert time.monotonic() < until, f"{node}: not {mode}"
+            time.sleep(0.1)
 
 
 def test_the_authoritys_key_is_nowhere_in_clear(local: Local) -> None:

@@ -75,19 +75,40 @@ STORIES = [
 ]
 
 
-def pooling_of(me: NodeId) -> tuple[Pooling, Recorder]:
-    pooling = Pooling(None, me, DOOR, SystemClock(), lambda at, pid: None, lambda: None)
+def pooling_of(me: NodeId, clock: SystemClock | None = None) -> tuple[Pooling, Recorder]:
+    pooling = Pooling(None, me, DOOR, clock or SystemClock(), lambda at, pid: None, lambda: None)
     recorder = Recorder()
     pooling.pooler = cast(Pooler, recorder)
     return pooling, recorder
 
 
-def test_the_primarys_own_node_goes_straight_to_its_server() -> None:
-    pooling, recorder = pooling_of(N1)
-    pooling.route(snap(OPEN), there=True)
+@dataclass
+class Watch(SystemClock):
+    now: float = 100.0
+
+    def boottime(self) -> float:
+        return self.now
+
+
+def test_the_primarys_own_node_goes_straight_to_its_server_after_a_while() -> None:
+    """Another address is not loaded while clients wait; what is there serves them as well."""
+    clock = Watch()
+    pooling, recorder = pooling_of(N1, clock)
+    for later in (0.0, 1.0, 1.0):
+        clock.now += later
+        pooling.route(snap(OPEN), there=True)
+    assert recorder.told == ["led", "led", "straight"]
+    recorder.told = []
     pooling.route(snap(NEXT), there=False)
+    clock.now += 5
     pooling.route(snap(NEXT), there=True)
-    assert recorder.told == ["straight", *AT_ONCE, "led"]
+    again = replace(OPEN, term=9)
+    pooling.route(snap(again), there=True)
+    clock.now += 5
+    pooling.route(snap(again), there=True)
+    pooling.doubt(9)
+    pooling.certain(9)
+    assert recorder.told == [*AT_ONCE, "led", "led", "straight", *AT_ONCE, "led"]
 
 
 @pytest.mark.parametrize(("story", "steps"), STORIES, ids=[s[0] for s in STORIES])
