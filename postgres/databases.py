@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
 from psycopg.rows import class_row
 
 from cluster.errors import InstanceError
 from postgres import admin_queries as admin
+from postgres import names, roles
 from postgres import role_sql as text
-from postgres import roles
 from postgres.admin_queries import PROTECTED_DATABASES
 from postgres.monitor import Connection, refusable
 
@@ -64,8 +63,7 @@ async def drop(door: roles.Door, name: str) -> None:
 
 def check_name(name: str) -> None:
     """Raises InstanceError when no database of an operator may be called that."""
-    if not name or len(name.encode()) > 63 or "\0" in name or name.startswith("pg_"):
-        raise InstanceError(f"{name!r} cannot be a name: it must have 1 to 63 bytes and not begin with pg_")
+    names.check(name)
     if name in PROTECTED_DATABASES:
         raise InstanceError(f"the database {name} is reserved")
 
@@ -75,5 +73,4 @@ def check_new_name(name: str) -> None:
     check_name(name)
     if name == "pgbouncer":
         raise InstanceError("the database pgbouncer is reserved: it is PgBouncer's own console")
-    if not name.strip() or any(unicodedata.category(character) == "Cc" for character in name):
-        raise InstanceError(f"{name!r} cannot be a name: it must not be blank or have control characters")
+    names.check_new(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from cluster.errors import InstanceError
-from postgres import queries
+from postgres import names, queries
 from postgres import role_sql as text
 from postgres.admin_queries import PROTECTED_USERS
 from postgres.monitor import Connection, SqlRefused, refusable
@@ -58,8 +57,7 @@ def pooler_password(operator_password: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises InstanceError when nobody may be called that."""
-    if not name or len(name.encode()) > 63 or "\0" in name or name.startswith("pg_"):
-        raise InstanceError(f"{name!r} cannot be a name: it must have 1 to 63 bytes and not begin with pg_")
+    names.check(name)
     if name in RESERVED:
         raise InstanceError(f"{name} is reserved for flypg itself")
 
@@ -69,8 +67,7 @@ def check_new_name(name: str) -> None:
     check_name(name)
     if name == "pgbouncer":
         raise InstanceError("pgbouncer is reserved: PgBouncer lets nobody in by that name")
-    if not name.strip() or any(unicodedata.category(character) == "Cc" for character in name):
-        raise InstanceError(f"{name!r} cannot be a name: it must not be blank or have control characters")
+    names.check_new(name)
 
 
 async def prepare(door: Door) -> None:
