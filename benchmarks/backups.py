@@ -135,7 +135,11 @@ class Bench:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.backups", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.backups",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--scale", type=int, default=130, help="of pgbench: 15 MB each (130, 2 GB)")
     parser.add_argument("--runs", type=int, default=3, help="of each, in turns (3)")
     parser.add_argument("--seconds", type=int, default=30, help="how long pgbench writes while WAL is archived (30)")

@@ -117,7 +117,11 @@ def falls_short(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.containers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.containers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--runs", type=int, default=3, help="how often each is done (3)")
     parser.add_argument("--pause", type=float, default=60, help="seconds that the primary stays frozen (60)")
     parser.add_argument("--pgbench", type=int, default=0, help="seconds of load on small nodes (0: left out)")

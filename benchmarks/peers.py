@@ -207,7 +207,11 @@ def medians(shown: Sequence[Shown]) -> dict[str, dict[str, float | None]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each fault (1)")
     parser.add_argument("--add", nargs="+", default=[], metavar="FILE", help="add what earlier runs wrote by --output")
     parser.add_argument("--only", nargs="*", choices=list(FAULTS), default=list(FAULTS), metavar="FAULT")

@@ -9,7 +9,7 @@ from flypg.parsing import Parser, listing, positive, seconds
 from flypg.reply import EXIT_CODES
 
 TOP = """\
-flypg: PostgreSQL with a primary that is replaced in under a second, without losing an acknowledged write.
+flypg: PostgreSQL with a primary that is replaced in about a second, without losing an acknowledged write.
 
 {commands}
 
