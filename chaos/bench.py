@@ -8,7 +8,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,9 +97,9 @@ def program(name: str) -> str:
     return str(found[0]) if found else name
 
 
-def pgbench(node: Node, port: int, *arguments: str, host: str = "") -> str:
-    """What pgbench prints. Raises TestbedError when it fails."""
-    env = {**os.environ, "PGPASSWORD": node.password, "PGSSLMODE": "disable"}
+def pgbench(node: Node, port: int, *arguments: str, host: str = "", more: Mapping[str, str] | None = None) -> str:
+    """What pgbench prints. `more`: for its environment. Raises TestbedError when it fails."""
+    env = {**os.environ, "PGPASSWORD": node.password, "PGSSLMODE": "disable", **(more or {})}
     command = [program("pgbench"), "-h", host or node.address, "-p", str(port), "-U", "postgres", *arguments]
     done = subprocess.run(
         [*command, "postgres"], env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +16,10 @@ from pathlib import Path
 from chaos.bench import pgbench, tps
 from chaos.faults import FAULTS
 from chaos.inspection import patiently
+from chaos.keys import kept_keys
 from chaos.places import Node
 from chaos.pooled import SCHEMA, PooledLoad, Told, judge
 from chaos.ports import free_ports
-from chaos.reconnect import Login, LoginError, rate
 from chaos.target import Target, TestbedError
 from chaos.wire import listening
 
@@ -147,32 +147,27 @@ def rates(target: Target, *, rounds: int, for_s: int, say: Say) -> dict[str, obj
             ),
         )
         say("pooled: pgbench -S measured")
-        anew = _medians(
-            {way: ways[way] for way in ("flypg", "direct")},
-            rounds,
-            lambda host, port: tps(pgbench(node, port, "-S", "-C", "-c", "8", "-j", "2", "-T", str(for_s), host=host)),
-        )
+        ends = {way: ways[way] for way in ("flypg", "direct")}
+        anew = _medians(ends, rounds, lambda host, port: _reconnecting(node, host, port, for_s, {}))
         say("pooled: pgbench -S -C measured")
-        logins = {place: Login(*place, "postgres", node.password) for place in ways.values()}
-        try:
-            kept = _medians(
-                {way: ways[way] for way in ("flypg", "direct")},
-                rounds,
-                lambda host, port: rate(logins[host, port], clients=8, for_s=for_s),
-            )
-        except LoginError as error:
-            raise TestbedError(f"reconnecting clients: {error}") from error
+        with kept_keys(target) as keys:
+            kept = _medians(ends, rounds, lambda host, port: _reconnecting(node, host, port, for_s, keys))
+        say("pooled: pgbench -S -C with kept SCRAM keys measured")
     return {
         "steady": {f"{way}_tps": round(value) for way, value in steady.items()}
         | {
             "flypg_to_pgbouncer": _ratio(steady["flypg"], steady["pgbouncer"]),
             "flypg_to_pgbouncer_without_tls": _ratio(steady["flypg"], steady["pgbouncer_without_tls"]),
         },
-        "reconnecting_pgbench": {f"{way}_tps": round(value) for way, value in anew.items()}
+        "reconnecting": {f"{way}_tps": round(value) for way, value in anew.items()}
         | {"flypg_to_direct": _ratio(anew["flypg"], anew["direct"])},
-        "reconnecting_keys_kept": {f"{way}_tps": round(value) for way, value in kept.items()}
+        "reconnecting_with_scram_keys": {f"{way}_tps": round(value) for way, value in kept.items()}
         | {"flypg_to_direct": _ratio(kept["flypg"], kept["direct"])},
     }
+
+
+def _reconnecting(node: Node, host: str, port: int, for_s: int, more: Mapping[str, str]) -> float:
+    return tps(pgbench(node, port, "-S", "-C", "-c", "8", "-j", "2", "-T", str(for_s), host=host, more=more))
 
 
 def _medians(ways: dict[str, tuple[str, int]], rounds: int, measure: Callable[[str, int], float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -29,6 +30,10 @@ class Change:
     at: float  # monotonic, when it became visible here
     key: str
     value: bytes | None
+
+
+# a drill that is killed leaves no watch behind; it is tied to the thread that started it
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
 class Watcher:
@@ -60,7 +65,7 @@ class Watcher:
                 continue
             command = ["etcdctl", f"--endpoints={self._endpoints}", "watch", "--prefix", self.keys.prefix]
             with subprocess.Popen(
-                [*command, f"--rev={self._revision}", "-w", "json"],
+                [*DIES_WITH_US, *command, f"--rev={self._revision}", "-w", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -135,6 +135,12 @@ def _connections(commands: Commands[Parser]) -> None:
     string.add_argument("--sslmode", choices=TLS_MODES, help="how the client uses TLS (left out: as it likes)")
     string.add_argument("--root-cert", metavar="FILE", help="what flypg tls ca printed, to verify the servers")
     string.add_argument("--host", metavar="HOST", help="a name that leads to the nodes (on Fly: APP.internal)")
+    string.add_argument(
+        "--scram-keys",
+        action="store_true",
+        help="read the user's password, and print the keys that libpq 18 and newer takes instead: each connection"
+        " costs the client some 5 ms less CPU",
+    )
     connect = commands.add_parser("connect", description="Open psql on the primary, or straight on a node.")
     connect.add_argument("psql", nargs="*", metavar="-- PSQL-OPTIONS", help="options for psql, after --")
     for parser in (string, connect):

@@ -39,6 +39,10 @@ ADVICE = {
 VERIFYING = ("verify-ca", "verify-full")
 TLS_MODES = ("disable", "prefer", "require", *VERIFYING)
 VERIFY = "The servers are verified with the certificate that `flypg tls ca` prints; sslrootcert names the file."
+KEYS = (
+    "As secret as the password: the keys let a client in until the password is changed. libpq 18 and newer takes them"
+    " (psycopg[binary] brings it), an older one refuses the string."
+)
 
 
 @dataclass(frozen=True, slots=True)

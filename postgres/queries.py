@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +13,7 @@ from psycopg.rows import class_row
 
 from cluster.errors import InstanceError
 from cluster.model import Position, parse_lsn
+from postgres import scram
 from postgres.connection import Connection
 
 LOOK = """
@@ -402,28 +400,15 @@ async def ensure_role(connection: Connection, name: str, attributes: str, passwo
     """Create or alter `name` so that it has `attributes` and `password`; the server sees only the verifier."""
     cursor = await connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", (name,))
     row = await cursor.fetchone()
-    if row is not None and row[0] is not None and await asyncio.to_thread(_verifies, row[0], password):
-        return
+    if row is not None and row[0] is not None:
+        same = await asyncio.to_thread(scram.keys, row[0], password)
+        if same is not None:
+            return
     verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
     statement = sql.SQL("{} ROLE {} WITH " + attributes + " PASSWORD {}").format(
         sql.SQL("ALTER" if row is not None else "CREATE"), sql.Identifier(name), sql.Literal(verifier)
     )
     await connection.execute(statement)
-
-
-def _verifies(verifier: str, password: str) -> bool:
-    """Is `verifier` (SCRAM-SHA-256$iterations:salt$stored:server) that of `password`?"""
-    try:
-        method, iterations_salt, keys = verifier.split("$")
-        iterations, salt = iterations_salt.split(":")
-        stored = keys.split(":")[0]
-    except ValueError:
-        return False
-    if method != "SCRAM-SHA-256":
-        return False
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
-    client = hmac.digest(salted, b"Client Key", "sha256")
-    return base64.b64encode(hashlib.sha256(client).digest()).decode() == stored
 
 
 async def values(connection: Connection, names: tuple[str, ...]) -> Mapping[str, str]:

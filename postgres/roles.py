@@ -6,6 +6,7 @@ Functions raise SqlRefused or PostgresUnavailable.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from cluster.errors import InstanceError
-from postgres import names, queries
+from postgres import names, queries, scram
 from postgres import role_sql as text
 from postgres.admin_queries import PROTECTED_USERS
 from postgres.monitor import Connection, SqlRefused, refusable
@@ -266,6 +267,20 @@ async def _ours(connection: Connection, name: str) -> UserRow:
 
 async def _end_sessions(connection: Connection, name: str) -> None:
     await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (name,))
+
+
+async def keys(connection: Connection, name: str, password: str) -> scram.Keys:
+    """What a client of `name` may keep instead of its password. Raises InstanceError when that is not its password,
+    SqlRefused 42704 when there is no such user."""
+    cursor = await connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", (name,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise SqlRefused("42704", f"there is no user {name}")
+    if row[0] is None:
+        raise InstanceError(f"{name} has no password")
+    if (found := await asyncio.to_thread(scram.keys, row[0], password)) is None:
+        raise InstanceError(f"that is not the password of {name}")
+    return found
 
 
 def _verifier(connection: Connection, name: str, password: str) -> sql.Literal:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import re
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.errors import InstanceError
 from cluster.model import Member, Snapshot
 from cluster.store import OperatorStore
-from flypg import local
 from flypg.asking import known_node
 from flypg.commands.users import in_postgres, named, new_password, worked
-from flypg.connection import ADVICE, VERIFY, VERIFYING, Way, place
-from flypg.primary import Primary, serving, with_primary
+from flypg.connection import ADVICE, KEYS, VERIFY, VERIFYING, Way, place
+from flypg.primary import Primary, password_of, serving, with_primary
 from flypg.reply import BadInput, Refused, Reply, done
 from flypg.target import Target, with_store
 from postgres import databases, roles
+from postgres.monitor import SqlRefused
 
 
 def app_name(app: str) -> str:
@@ -106,23 +110,51 @@ async def _detach(args: argparse.Namespace, primary: Primary) -> Reply:
 
 
 def connection_string(args: argparse.Namespace) -> Reply:
-    """flypg connection-string: never with a password, which is nowhere in clear."""
+    """flypg connection-string: never with a password, which is nowhere in clear; on wish with keys made of it."""
     for option, name in (("--user", args.user), ("--database", args.database)):
         if not 0 < len(name.encode()) < 64:
             raise BadInput(f"{option} {name!r}: a name has 1 to 63 bytes")
-    common_host(args)
-    return with_store(args, lambda store, target: _connection_string(args, store))
-
-
-async def _connection_string(args: argparse.Namespace, store: OperatorStore) -> Reply:
-    snapshot = await store.read()
-    member = _member(args, snapshot)
-    way = Way.READ if args.read else Way.DIRECT if args.direct else Way.POOLED
     if args.root_cert and args.sslmode not in VERIFYING:
         raise BadInput("--root-cert is for --sslmode verify-ca or verify-full")
-    tls = {"sslmode": args.sslmode or "", "sslrootcert": args.root_cert or ""}
-    url = place(member, way, common_host(args)).url(args.user, None, args.database, tls)
-    said = (*ADVICE[way], VERIFY) if args.sslmode in VERIFYING else ADVICE[way]
+    common_host(args)
+    if args.scram_keys:
+        password = _given_password(args)
+        return with_primary(args, lambda primary: _with_keys(args, primary, password))
+
+    async def plain(store: OperatorStore, _: Target) -> Reply:
+        return _connection_string(args, await store.read(), {}, ())
+
+    return with_store(args, plain)
+
+
+async def _with_keys(args: argparse.Namespace, primary: Primary, password: str) -> Reply:
+    try:
+        found = await in_postgres(primary, lambda connection: roles.keys(connection, args.user, password))
+    except (InstanceError, SqlRefused) as error:
+        raise BadInput(f"{error}; nothing was printed") from None
+    return _connection_string(args, primary.snapshot, found.options(), (KEYS,))
+
+
+def _given_password(args: argparse.Namespace) -> str:
+    """Of the user, from standard input or whoever sits there; known already for the operator of a local cluster."""
+    if args.user == "postgres" and (known := _operator_password(args)):
+        return known
+    if sys.stdin.isatty():
+        return getpass.getpass(f"password of {args.user}: ")
+    given = sys.stdin.readline().rstrip("\n")
+    if not given:
+        raise BadInput("--scram-keys reads the user's password from standard input, and there was none")
+    return given
+
+
+def _connection_string(
+    args: argparse.Namespace, snapshot: Snapshot, keys: Mapping[str, str], more: tuple[str, ...]
+) -> Reply:
+    member = _member(args, snapshot)
+    way = Way.READ if args.read else Way.DIRECT if args.direct else Way.POOLED
+    options = {"sslmode": args.sslmode or "", "sslrootcert": args.root_cert or "", **keys}
+    url = place(member, way, common_host(args)).url(args.user, None, args.database, options)
+    said = (*more, *ADVICE[way], *((VERIFY,) if args.sslmode in VERIFYING else ()))
     advice = "\n".join(f"# {line}" for line in said)
     return done(f"{url}\n{advice}", {"url": url, "way": str(way), "advice": list(said)})
 
@@ -163,10 +195,8 @@ def connect(args: argparse.Namespace) -> Reply:
 
 
 def _operator_password(args: argparse.Namespace) -> str:
-    """Of the user postgres, when it is at hand; psql asks otherwise."""
-    if args.etcd or args.cluster:
-        return os.environ.get("OPERATOR_PASSWORD", "")
-    layout = local.load(local.root_of(args.dir))
-    return (
-        local.passwords(layout)["OPERATOR_PASSWORD"] if layout is not None else os.environ.get("OPERATOR_PASSWORD", "")
-    )
+    """Of the user postgres, when it is at hand; "" when it is not, and one has to ask."""
+    try:
+        return password_of(args, "OPERATOR_PASSWORD")
+    except BadInput:
+        return ""

@@ -134,6 +134,31 @@ def test_attach_and_detach(server: PgServer) -> None:
     assert not data(run(server, "detach", "My-App"))["changed"], "again: nothing to do"
 
 
+def test_keys_in_place_of_a_password(server: PgServer) -> None:
+    """A client with libpq 18 (psycopg brings it) logs in with them, until the password is changed."""
+
+    def printed(password: str) -> str:
+        args = build_parser().parse_args(["connection-string", "--user", "keyed", "--direct", "--scram-keys"])
+        reply = asyncio.run(attach._with_keys(args, primary_of(server), password))
+        assert "As secret as the password" in reply.text
+        return str(data(reply)["url"])
+
+    made = data(run(server, "users", "create", "keyed", "--role", "reader"))
+    url = printed(made["password"])
+    assert made["password"] not in url and "scram_client_key=" in url and "scram_server_key=" in url
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("keyed",)
+    for wrong in ("not that", ""):
+        with pytest.raises(BadInput, match="not the password of keyed; nothing was printed"):
+            printed(wrong)
+    run(server, "users", "set-password", "keyed")
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
+    run(server, "users", "drop", "keyed", "--yes")
+    with pytest.raises(BadInput, match="there is no user keyed"):
+        printed(made["password"])
+
+
 def test_attach_goes_on_where_it_was_interrupted(server: PgServer) -> None:
     server.sql("CREATE DATABASE half_way")
     made = data(run(server, "attach", "half-way"))
