@@ -122,6 +122,7 @@ class Node:
         self.keeper.drained = self.pooling.drained
         self.store.served = lambda: self.keeper.words is None or self.keeper.words.served > 0
         self.watch.on_contact = self._contact
+        self.watch.alarm, self.watch.on_alarm = self.pooling.to_pause, self.pooling.paused
         self.instance.on_change = self._instance_changed
         self.sentinel = Sentinel(AsItIs(self.store), self.clock, parts.member.node, logging.getLogger("flypg.sentinel"))
         self.provider = NodeProvider(

@@ -137,8 +137,12 @@ class Pooling:
             if view is not None and view.primary == node:
                 self.doubt(view.term)
 
+    def to_pause(self) -> int:
+        """The process to which the kernel sends its PAUSE when the connection to the primary ends; 0: none."""
+        return self.pooler.to_pause if self.pooler is not None else 0
+
     def paused(self) -> None:
-        """The fence holds clients: the server they were led to straight has died."""
+        """Clients are held, or may be: the kernel has seen the end of the primary, here or on the other node."""
         if self.pooler is not None:
             self.pooler.paused()
 

@@ -114,6 +114,10 @@ def _watch(pid: int, peaks: dict[int, float], ended: threading.Event) -> None:
                 peaks[one] = int(fields["VmHWM"].split()[0]) / 1024
 
 
+def with_key(key: str) -> dict[str, str]:
+    return {"FLYPG_SNAPSHOT_KEY": key} if key else {}
+
+
 class World:
     """One server with pgbench's tables, and everything about how to back it up."""
 
@@ -187,15 +191,16 @@ class World:
         own: list[str | Path] = [sys.executable, "-m", "backups.run", what, "--path", str(self.path), "--node", "n1"]
         return [*own, "--data-dir", self.root, "--user", "postgres" if as_postgres() else "", *more]
 
-    def snapshot(self, where: str) -> tuple[str, Measured]:
-        """Take one; its id, and what it cost."""
+    def snapshot(self, where: str, key: str = "") -> tuple[str, Measured]:
+        """Take one, encrypted with `key`; its id, and what it cost."""
         name = f"vs_{secrets.token_hex(8)}"
         argv = self.work("snapshot", "--id", name, "--conninfo", self.server.conninfo)
-        return name, measured(argv, self.environment(where))
+        return name, measured(argv, self.environment(where) | with_key(key))
 
-    def restore(self, where: str, snapshot: str, into: Path) -> Measured:
+    def restore(self, where: str, snapshot: str, into: Path, key: str = "") -> Measured:
         argv = [sys.executable, "-m", "flypg", "restore", "--into", into, "--snapshot", snapshot, "--snapshot-only"]
-        return measured([*argv, "--path", str(self.path), "--yes", "--json"], self.environment(where))
+        env = self.environment(where) | with_key(key)
+        return measured([*argv, "--path", str(self.path), "--yes", "--json"], env)
 
     # the rivals
 

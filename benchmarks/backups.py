@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import shutil
 import signal
 import statistics
@@ -125,6 +126,22 @@ class Bench:
             "ratio_of_files": round(statistics.median(a / b for a, b in zip(mine, theirs, strict=True)), 2),
         }
 
+    def encrypted(self, where: str) -> dict[str, Any]:
+        """Beside our own that are not."""
+        key = secrets.token_hex(32)
+        taken: list[str] = []
+
+        def sealed(_: int) -> Measured:
+            snapshot, done = self._here.snapshot(where, key)
+            taken.append(snapshot)
+            return done
+
+        found = side_by_side(self._runs, sealed, lambda _: self._snapshot(where))
+        into = self._scratch(f"restored-encrypted-{where}")
+        restored = self._here.restore(where, taken[-1], into, key)
+        shutil.rmtree(into)
+        return found | {"restored": summary([restored])}
+
     def to_s3(self) -> dict[str, Any]:
         return side_by_side(
             self._runs, lambda _: self._snapshot("s3"), lambda _: self._here.pgbackrest("backup", "--type=full")
@@ -168,11 +185,13 @@ def main() -> int:
             note("snapshot_directory_vs_server_side", lambda: bench.to_directory("server-zstd:1"))
             if "restore" in only:
                 note("restore_directory", bench.restored_from_directory)
+            note("snapshot_directory_encrypted", lambda: bench.encrypted("directory"))
         if s3 is not None and "s3" in only:
             here.pgbackrest_ready()
             note("snapshot_s3", bench.to_s3)
             if "restore" in only:
                 note("restore_s3", bench.restored_from_s3)
+            note("snapshot_s3_encrypted", lambda: bench.encrypted("s3"))
         if "wal" in only:
             note("archive_client", lambda: client_ms(here))
             for where in ("directory", "s3") if s3 is not None else ("directory",):
@@ -188,7 +207,8 @@ def judged(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     def ratio(name: str, which: str = "ratio") -> float | None:
         return found[name][which] if name in found else None
 
-    peaks = [part["flypg"]["peak_mb"] for name, part in found.items() if isinstance(part, dict) and "flypg" in part]
+    parts = [part for part in found.values() if isinstance(part, dict)]
+    peaks = [part[ours]["peak_mb"] for part in parts for ours in ("flypg", "restored") if ours in part]
     values = {
         "directory_vs_pg_basebackup": ratio("snapshot_directory"),
         "s3_vs_pgbackrest": ratio("snapshot_s3"),

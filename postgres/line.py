@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
+import os
+import signal
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -100,10 +103,29 @@ class Line:
                 return None
         return False
 
-    async def idle(self, pause_s: float) -> bool:
-        """Pause; False as soon as the connection has ended."""
-        await self._news(pause_s)
-        return not self._ended
+    async def idle(self, pause_s: float, alarm: int = 0) -> bool:
+        """Pause; False as soon as anything arrives, which between questions is next to always the connection's end.
+
+        `alarm`: a process to which the kernel itself sends SIGUSR1 in that moment, before any program could; 0: none.
+        """
+        self._set_alarm(alarm)
+        try:
+            return not (await self._news(pause_s) or self._ended)
+        finally:
+            self._set_alarm(0)
+
+    def _set_alarm(self, process: int) -> None:
+        """fcntl(2), F_SETOWN and F_SETSIG. The kernel keeps the process, not its number, which may be given again."""
+        if self._ended:
+            return
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        if process:
+            with contextlib.suppress(OSError):  # it has ended
+                fcntl.fcntl(self._descriptor, fcntl.F_SETOWN, process)
+                fcntl.fcntl(self._descriptor, fcntl.F_SETSIG, signal.SIGUSR1)
+                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+        elif flags & os.O_ASYNC:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
     async def _news(self, within_s: float | None) -> bool:
         """Wait for something to arrive. False: nothing did within this time."""

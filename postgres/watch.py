@@ -62,6 +62,8 @@ class PrimaryWatch:
         self.security: Callable[[str, int], Mapping[str, str]] = _prefer  # libpq's parameters for TLS to a server
         self.verdict: Verdict | None = None  # None: nobody is watched
         self.on_contact: Callable[[int, bool], None] = lambda term, there: None  # long before there is a verdict
+        self.alarm: Callable[[], int] = lambda: 0  # whom the kernel sends SIGUSR1 when the connection ends; 0: nobody
+        self.on_alarm: Callable[[], None] = lambda: None  # it may have done so
         self._stream_age = stream_age
         self._on_change = on_change
         self._target: Target | None = None
@@ -154,11 +156,21 @@ class _OneWatch:
             while await self._answers(line):
                 self._conclude(self._evidence.answered())
                 began = self._clock()
-                if not await line.idle(self._ping_every_s):
+                if not await self._idle(line):
                     return
                 self._evidence.waited(self._clock() - began)
         finally:
             line.close()
+
+    async def _idle(self, line: Line) -> bool:
+        """Pause between questions; False when the open connection is not to be used any more."""
+        alarm, quiet = self._owner.alarm(), False
+        try:
+            quiet = await line.idle(self._ping_every_s, alarm)
+        finally:
+            if alarm and not quiet:
+                self._owner.on_alarm()
+        return quiet
 
     async def _answers(self, line: Line) -> bool:
         """Does the open connection answer? False too when only a new one does."""

@@ -167,10 +167,15 @@ class Pooler:
 
     def hold(self) -> None:
         """Hold clients from this moment on, until `route` is told where to lead them next."""
-        if self._held is False and self.pid is not None and self.pid == self._heard_of:
+        if self.to_pause:
             self._begin_hold()
             self._signal(signal.SIGUSR1)
             self._holding.set()
+
+    @property
+    def to_pause(self) -> int:
+        """The process that takes a PAUSE by signal now; 0 while there is none, or while clients wait anyway."""
+        return self._heard_of or 0 if self._held is False and self.pid == self._heard_of else 0
 
     def paused(self) -> None:
         """Somebody else has given the PAUSE: whether clients are to wait is looked at again."""

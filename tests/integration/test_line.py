@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from postgres.line import Line
 from tests.support.pgserver import PgServer
@@ -29,5 +30,62 @@ async def test_a_line_that_has_ended_leaves_the_next_owner_of_its_socket_number_
         listener.close()
         await listener.wait_closed()
         await asyncio.sleep(0)  # the transports' ends are told in the next round of the loop
+    finally:
+        server.remove()
+
+
+CHILD = """
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1", flush=True))
+print("ready", flush=True)
+while True: time.sleep(60)
+"""
+
+
+async def test_the_kernel_tells_a_process_of_the_end_and_of_nothing_else() -> None:
+    """Answers to questions are no news; the end of the server is, also to who does not run our loop."""
+    server = PgServer()
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None and await child.stdout.readline() == b"ready\n"
+        server.initdb()
+        server.start()
+        line = await Line.open("127.0.0.1", server.port, {"user": "postgres"}, 10.0)
+        assert line is not None
+        said = asyncio.create_task(child.stdout.readline())
+        for _ in range(20):
+            line.ask()
+            assert await line.answer(10.0) is True
+            assert await line.idle(0.01, child.pid) is True
+        line.ask()  # its answer comes while nobody is to be told
+        await asyncio.sleep(0.2)
+        assert await line.answer(10.0) is True
+        assert not said.done()
+
+        idle = asyncio.create_task(line.idle(30.0, child.pid))
+        await asyncio.sleep(0.05)
+        server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flypg watch'")
+        assert await asyncio.wait_for(said, 10.0) == b"SIGUSR1\n"
+        assert await idle is False and line.ended
+        line.close()
+    finally:
+        child.kill()
+        await child.wait()
+        server.remove()
+
+
+async def test_an_alarm_for_a_process_that_has_ended_goes_to_nobody() -> None:
+    server = PgServer()
+    child = await asyncio.create_subprocess_exec("true")
+    await child.wait()
+    try:
+        server.initdb()
+        server.start()
+        line = await Line.open("127.0.0.1", server.port, {"user": "postgres"}, 10.0)
+        assert line is not None
+        assert await line.idle(0.05, child.pid) is True
+        line.ask()
+        assert await line.answer(10.0) is True
+        line.close()
     finally:
         server.remove()

@@ -18,7 +18,8 @@ from agent.routing.pooler import Pooler
 from agent.routing.pooler_config import PoolerSettings
 from agent.routing.target import HOLD, Address, Route
 from cluster.clock import SystemClock
-from cluster.model import Ports
+from cluster.model import NodeId, Ports
+from postgres.watch import PrimaryWatch, Target
 from tests.support.pgserver import PgServer
 from tests.support.pooled import (
     NEEDED,
@@ -118,6 +119,64 @@ async def test_a_dead_primary_costs_the_statements_under_way(
             assert not [text for text in load.errors if "login" in text], "nobody is turned away"
     finally:
         a.start()
+
+
+async def test_the_watch_of_another_node_has_the_kernel_hold_clients(
+    settings: PoolerSettings, servers: tuple[PgServer, PgServer]
+) -> None:
+    """The pooler is paused before its agent knows of the end; what was no death is over at once."""
+    a, b = servers
+    alarms: list[bool] = []
+    async with haproxy_beside(settings) as (haproxy, way), running(settings) as pooler:
+        watch = PrimaryWatch(
+            {"user": "veteran", "password": "a long password"}, stream_age=unknown_age, on_change=lambda verdict: None
+        )
+
+        def alarmed() -> None:
+            alarms.append(True)
+            pooler.paused()
+
+        def contact(term: int, there: bool) -> None:
+            if not there and len(alarms) > 1:
+                pooler.hold()
+                pooler.route(None, SPEC, 1)
+
+        watch.alarm, watch.on_alarm, watch.on_contact = lambda: pooler.to_pause, alarmed, contact
+        await haproxy.route(to(a.port))
+        pooler.route(way, SPEC, 1)
+        await released(pooler)
+        watch.watch(Target(1, NodeId("n1"), "127.0.0.1", a.port))
+        watching = asyncio.create_task(watch.run())
+        try:
+            with Load(settings, reconnect=True) as load:
+                await eventually(lambda: load.done > 50 and bool(a.sql(WATCHES)))
+                a.sql(f"SELECT pg_terminate_backend(pid) FROM ({WATCHES}) AS w")
+                await eventually(lambda: len(alarms) == 1)
+                await progress(load)
+                assert load.errors == [], "it costs nobody anything"
+                await eventually(lambda: bool(a.sql(WATCHES)))
+                await asyncio.sleep(0.2)  # between two of its questions, as it nearly always is
+                a.process.send_signal(signal.SIGKILL)
+                await asyncio.to_thread(a.process.wait)
+                await eventually(lambda: len(alarms) == 2)
+                await haproxy.route(HOLD)
+                await haproxy.route(to(b.port))
+                pooler.route(way, SPEC, 1)
+                await progress(load)
+            assert len(load.errors) <= load.clients
+            assert not [text for text in load.errors if "login" in text], "nobody is turned away"
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            if a.process.poll() is not None:
+                a.start()
+
+
+WATCHES = "SELECT pid FROM pg_stat_activity WHERE application_name = 'flypg watch'"
+
+
+async def unknown_age() -> float | None:
+    return None
 
 
 async def test_of_a_server_that_is_asked_straight_the_fence_sees_the_death(
