@@ -7,7 +7,7 @@ RUNS ?= $(or $(BENCH_RUNS),5)
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers bench-backups bench-containers soak lint format lock image sbom wheel wheels clean
+.PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers bench-backups bench-containers bench-outage soak lint format lock image sbom wheel wheels clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-backups: .venv/.ready-dev  ## snapshots, restores and WAL beside pg_baseba
 
 bench-containers: .venv/.ready-dev  ## the compose cluster: up, kill, stop, pause, and ten minutes of load on 256 MB nodes (needs Docker; RUNS=…)
 	@$(PYTHON) -m benchmarks.containers --runs $(RUNS) --pause 60 --pgbench 600 $(ARGS)
+
+bench-outage: .venv/.ready-dev  ## an hour without the repository of backups, at full write load (needs radosgw; MINUTES=60)
+	@$(PYTHON) -m benchmarks.outage --minutes $(or $(MINUTES),60) $(ARGS)
 
 PROFILES ?= quorum async
 PEERS = --runs $(or $(BENCH_RUNS),1) --profiles $(PROFILES) $(if $(ONLY),--only $(ONLY))

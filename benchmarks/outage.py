@@ -193,6 +193,12 @@ def rates(log: Path) -> list[float]:
     return [float(tps) for _, tps, _ in PROGRESS.findall(log.read_text())]
 
 
+def by_quarter(values: Sequence[float]) -> list[int]:
+    """The largest of each quarter of the time: what grows on and on shows."""
+    step = max(1, len(values) // 4)
+    return [round(max(values[at : at + step])) for at in range(0, len(values), step)][:4]
+
+
 def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     with radosgw(memory=16 << 30) as s3, proxied(root, s3.endpoint.removeprefix("http://")) as (port, proxy):
         s3.bucket(BUCKET)
@@ -264,7 +270,11 @@ def measure(
         "wal_written_mb": round(wal / 2**20),
         "limit_mb": LIMIT_MB,
         "waiting_most_mb": SEGMENT_MB * max(seen.waiting),
-        "pg_wal_most_mb": round(max(seen.pg_wal_mb)),
+        "pg_wal_most_mb_by_quarter": by_quarter(seen.pg_wal_mb),
+        "pg_wal_settings": local.sql(
+            "SELECT string_agg(name || '=' || current_setting(name), ' ' ORDER BY name) FROM pg_settings"
+            " WHERE name IN ('wal_keep_size', 'min_wal_size', 'max_wal_size')"
+        ),
         "segments_dropped": int(dropped),
         "alarmed_of_looks": [seen.alarmed, seen.looks],
         "problems": sorted(seen.problems),
