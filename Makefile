@@ -10,7 +10,7 @@ NODES ?= 3
 .PHONY: help up status drill down test check unit simulation integration e2e bench bench-peers bench-backups bench-containers bench-outage soak lint format lock image sbom wheel wheels clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/.ready: requirements.lock scripts/bootstrap
 	@scripts/bootstrap
