@@ -182,6 +182,7 @@ def _http(settings: Settings, listen: tuple[str, ...]) -> HttpConfig:
         metrics_port=settings.ports.metrics,
         token=settings.api_token,
         data_dir=str(settings.data_dir),
+        wal_dir=str(settings.pgdata / "pg_wal"),
     )
     return configured(config, settings.values)
 

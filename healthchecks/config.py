@@ -43,6 +43,7 @@ class HttpConfig:
     metrics_port: int = 9187
     token: str = field(default="", repr=False)  # "" means: commands are open to private networks only
     data_dir: str = "/data"  # whose disk the vm check watches
+    wal_dir: str = ""  # and that of this, where it is another one
     server_label: str = ""  # the `server` label of PostgreSQL's series, "host:port"; "" means the member's
     thresholds: Thresholds = Thresholds()
     settings_metrics: bool = True  # pg_settings_*
@@ -50,3 +51,7 @@ class HttpConfig:
     statement_metrics: bool = False  # pg_stat_statements_calls and times, summed per database and user
     max_databases: int = 200  # series per database are kept for the largest so many
     max_tables: int = 5000
+
+    def volumes(self) -> tuple[str, ...]:
+        """Directories of which the fullest volume is shown and judged."""
+        return (self.data_dir, self.wal_dir) if self.wal_dir else (self.data_dir,)

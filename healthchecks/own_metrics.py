@@ -109,7 +109,7 @@ ARCHIVE_READY = _define("archive_ready_segments", "WAL segments that wait to be 
 CHECK = _define("check_passing", "Did a check pass when it last ran (0 or 1)", "check")
 CHECK_WARNS = _define("check_warnings", "Lines of a check that warned when it last ran", "check")
 CHECK_SECONDS = _define("check_seconds", "How long a check took when it last ran", "check")
-DISK_SIZE = _define("disk_size_bytes", "Size of the volume with the data")
+DISK_SIZE = _define("disk_size_bytes", "Size of the volume with the data, or of the WAL's own where that is fuller")
 DISK_FREE = _define("disk_free_bytes", "Bytes that may still be written on it")
 XID_AGE = _define(
     "database_xid_age", "Transactions since the oldest unfrozen one; writes stop near 2000000000", "datname"

@@ -39,7 +39,7 @@ class Metrics:
         self.history = History(self._registry)
         self._history_at = float("-inf")
         self.collector = Collector(config, provider)
-        self._machine = Machine(config.data_dir, config.thresholds)
+        self._machine = Machine(config.volumes(), config.thresholds)
 
     def observe(self) -> None:
         """Note what phase the agreed view is in. Cheap; called whenever the agent has read something."""

@@ -79,7 +79,7 @@ class Checks:
     def __init__(self, config: HttpConfig, provider: Provider) -> None:
         self._limits = config.thresholds
         self._provider = provider
-        self._machine = Machine(config.data_dir, config.thresholds)
+        self._machine = Machine(config.volumes(), config.thresholds)
         self._session = Session(lambda: provider.connect("postgres"), "flypg checks")
         self._vitals: tuple[float, Vitals] | None = None
         self._upkeep: Upkeep | None = None

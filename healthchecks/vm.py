@@ -20,6 +20,7 @@ WINDOWS = ((10, "10 seconds"), (60, "60 seconds"), (300, "300 seconds"))
 class Disk:
     total: int  # bytes
     available: int  # bytes that an ordinary user may still write
+    path: str = ""  # where it is mounted, or a directory on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,26 @@ def judge_pressure(name: str, pressure: Pressure, limits: Thresholds, seconds: f
     return Line(name, text, warning=warning, seconds=seconds)
 
 
-def read_disk(path: str) -> Disk:
-    stats = os.statvfs(path)
-    return Disk(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize)
+def read_disk(*paths: str) -> Disk:
+    """The fullest of the volumes of these directories. One that is not there yet is left out, but for the first."""
+    disks: list[Disk] = []
+    for path in paths:
+        try:
+            stats = os.statvfs(path)
+        except FileNotFoundError:
+            if not disks:
+                raise
+        else:
+            disks.append(Disk(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize, path))
+    return min(disks, key=lambda disk: disk.available / max(1, disk.total))
 
 
 class Machine:
     """Looks at this machine. A disk that does not answer holds one thread, never more."""
 
-    def __init__(self, path: str, limits: Thresholds, proc: Path = Path("/proc")) -> None:
-        self._path = path
+    def __init__(self, paths: tuple[str, ...], limits: Thresholds, proc: Path = Path("/proc")) -> None:
+        """`paths`: of the data, and of what may lie on another volume."""
+        self._paths = paths
         self._limits = limits
         self._proc = proc
         self._disk: asyncio.Task[Disk] | None = None
@@ -92,7 +103,7 @@ class Machine:
     async def disk(self, timeout_s: float) -> Disk:
         """Raises OSError, or TimeoutError when the disk does not answer."""
         if self._disk is None:
-            self._disk = asyncio.create_task(asyncio.to_thread(read_disk, self._path))
+            self._disk = asyncio.create_task(asyncio.to_thread(read_disk, *self._paths))
         pending = self._disk
         done, _ = await asyncio.wait({pending}, timeout=timeout_s)
         if not done:
@@ -108,7 +119,7 @@ class Machine:
             return timed_out("checkDisk", time.perf_counter() - begun)
         except OSError as error:
             return Line("checkDisk", str(error), passed=False, seconds=time.perf_counter() - begun)
-        shown = self._path.rstrip("/") + "/"
+        shown = disk.path.rstrip("/") + "/"
         return judge_disk(disk, shown, self._limits, time.perf_counter() - begun)
 
     def check_load(self) -> Line:

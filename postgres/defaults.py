@@ -23,13 +23,26 @@ def max_connections(memory_mb: int) -> int:
     return 500
 
 
-def machine_defaults(memory_mb: int, volume_mb: int, cores: int) -> dict[str, str]:
-    """Settings for a machine of `memory_mb` with `cores`, whose data volume has `volume_mb` in all."""
+def _wal_sizes(part_mb: float, least_mb: int) -> dict[str, str]:
+    """How much WAL may lie between two checkpoints, and be kept for standbys: `part_mb` of its volume each, at most."""
+    most = _clamp(part_mb, least_mb, 4096)
+    return {
+        "max_wal_size": f"{most}MB",
+        "min_wal_size": f"{_clamp(most / 4, 32, 1024)}MB",
+        "wal_keep_size": f"{_clamp(part_mb / 4, 32, 1024)}MB",
+        "max_slot_wal_keep_size": f"{_clamp(part_mb, least_mb, 64 * GB_IN_MB)}MB",
+    }
+
+
+def machine_defaults(memory_mb: int, volume_mb: int, cores: int, wal_volume_mb: int | None = None) -> dict[str, str]:
+    """Settings for a machine of `memory_mb` with `cores`, whose data volume has `volume_mb` in all.
+
+    `wal_volume_mb`: of the volume that WAL has to itself; None: it shares that of the data.
+    """
     shared = _clamp(memory_mb / 8 if memory_mb < 512 else memory_mb / 4, 16, 16 * GB_IN_MB)
     connections = max_connections(memory_mb)
     work_kb = _clamp(memory_mb * 1024 / connections / 4, 1024, 64 * 1024)
     workers = _clamp(cores, 1, 16)
-    max_wal = _clamp(volume_mb / 10, 128, 4096)
     return {
         "max_connections": str(connections),
         "shared_buffers": f"{shared}MB",
@@ -41,10 +54,7 @@ def machine_defaults(memory_mb: int, volume_mb: int, cores: int) -> dict[str, st
         "max_worker_processes": str(max(8, workers)),
         "max_parallel_workers": str(workers),
         "max_parallel_workers_per_gather": str(_clamp(cores / 2, 0, 4)) if memory_mb >= 1024 else "0",
-        "max_wal_size": f"{max_wal}MB",
-        "min_wal_size": f"{_clamp(max_wal / 4, 32, 1024)}MB",
-        "wal_keep_size": f"{_clamp(volume_mb / 40, 32, 1024)}MB",
-        "max_slot_wal_keep_size": f"{_clamp(volume_mb / 10, 128, 64 * GB_IN_MB)}MB",
+        **(_wal_sizes(volume_mb / 10, 128) if wal_volume_mb is None else _wal_sizes(wal_volume_mb / 4, 64)),
         "max_wal_senders": "16",
         "max_replication_slots": "16",
         "superuser_reserved_connections": "5",

@@ -152,3 +152,8 @@ def size_bytes(path: Path) -> int:
     """Size of the volume of `path`."""
     volume = os.statvfs(path)
     return volume.f_blocks * volume.f_frsize
+
+
+def same_volume(one: Path, other: Path) -> bool:
+    """Do both, which exist, lie on the same volume? Links are followed."""
+    return one.stat().st_dev == other.stat().st_dev

@@ -23,6 +23,7 @@ from postgres.files import (
     make_directory,
     read_or_empty,
     remove,
+    same_volume,
     size_bytes,
     write_atomically,
 )
@@ -108,10 +109,15 @@ class ServerFiles:
         self._write(self.hba_path, text)
 
     def main_text(self, parameters: Iterable[tuple[str, str]]) -> str:
+        return render.render_main(self.config, with_least(self._machine_defaults() | dict(parameters), {}))
+
+    def _machine_defaults(self) -> dict[str, str]:
+        """WAL that was given a volume of its own is kept within that one."""
         memory_mb = self.config.memory_mb or machine_memory_mb()
-        volume_mb = size_bytes(self.config.pgdata.parent) // MB
-        defaults = machine_defaults(memory_mb, volume_mb, os.cpu_count() or 1)
-        return render.render_main(self.config, with_least(defaults | dict(parameters), {}))
+        home, wal = self.config.pgdata.parent, self.config.pgdata / "pg_wal"
+        apart = wal.exists() and not same_volume(home, wal)
+        wal_mb = size_bytes(wal) // MB if apart else None
+        return machine_defaults(memory_mb, size_bytes(home) // MB, os.cpu_count() or 1, wal_mb)
 
     def write_all(self, dynamic: Dynamic, *, gate_open: bool) -> None:
         """Everything a start needs, and postgresql.auto.conf without what is ours."""
@@ -143,9 +149,7 @@ class ServerFiles:
 
     def demands(self, at_least: dict[str, int]) -> tuple[tuple[str, str], ...]:
         """The settings that must be raised on a standby whose control file says `at_least`."""
-        memory_mb = self.config.memory_mb or machine_memory_mb()
-        ours = machine_defaults(memory_mb, size_bytes(self.config.pgdata.parent) // MB, os.cpu_count() or 1)
-        ours |= dict(self.parameters)
+        ours = self._machine_defaults() | dict(self.parameters)
         builtin = {"max_prepared_transactions": "0", "max_locks_per_transaction": "64"}
         raised = with_least({n: ours.get(n, builtin.get(n, "")) for n in at_least}, at_least)
         return tuple((n, raised[n]) for n in sorted(at_least) if raised[n] != ours.get(n, builtin.get(n)))

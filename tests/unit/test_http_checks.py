@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from healthchecks.provider import BackupStats
 from healthchecks.role import Claim, Facts, Role, claim
 from healthchecks.settings import configured
 from healthchecks.text import duration, size, without_roles
-from healthchecks.vm import Disk, Pressure, judge_disk, judge_load, judge_pressure, parse_pressure
+from healthchecks.vm import Disk, Pressure, judge_disk, judge_load, judge_pressure, parse_pressure, read_disk
 from postgres.check_queries import Upkeep, Vitals
 from postgres.instance import InstanceState, Job, JobKind, Run
 from tests.support.http_node import N1, N2, open_snapshot, primary_instance, standby_instance
@@ -130,6 +131,25 @@ def test_disk_fails_below_its_limit_and_survives_a_full_one() -> None:
     )
     assert str(judge_disk(Disk(1000 << 20, 0), "/data/", DEFAULT)) == "[✗] checkDisk: 0 B (0.0%) free space on /data/"
     assert not judge_disk(Disk(0, 0), "/data/", DEFAULT).passed
+
+
+def test_the_fullest_volume_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WAL may have one of its own, and a node without data has none yet."""
+    free = {"/data": 50, "/data/pgdata/pg_wal": 3}
+
+    def statvfs(path: str) -> SimpleNamespace:
+        if path not in free:
+            raise FileNotFoundError(path)
+        return SimpleNamespace(f_blocks=100, f_bavail=free[path], f_frsize=1 << 20)
+
+    monkeypatch.setattr("healthchecks.vm.os.statvfs", statvfs)
+    disk = read_disk("/data", "/data/pgdata/pg_wal")
+    assert (disk.path, disk.available) == ("/data/pgdata/pg_wal", 3 << 20)
+    free["/data"] = 2
+    assert read_disk("/data", "/data/pgdata/pg_wal").path == "/data"
+    assert read_disk("/data", "/data/nothing/pg_wal").path == "/data"
+    with pytest.raises(FileNotFoundError):
+        read_disk("/nothing", "/data")
 
 
 def test_load_is_printed_from_fifteen_minutes_to_one() -> None:

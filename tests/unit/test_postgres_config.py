@@ -180,6 +180,16 @@ def test_wal_leaves_room_on_the_volume(volume_mb: int) -> None:
     assert kept <= max(volume_mb * 0.6, 256)
 
 
+@pytest.mark.parametrize("wal_volume_mb", [200, 400, 2000, 100_000])
+def test_wal_leaves_room_on_a_volume_of_its_own(wal_volume_mb: int) -> None:
+    """However large that of the data is."""
+    found = machine_defaults(256, 1_000_000, 1, wal_volume_mb)
+    sizes = {name: int(found[name].removesuffix("MB")) for name in ("max_wal_size", "max_slot_wal_keep_size")}
+    assert sum(sizes.values()) <= wal_volume_mb * 0.7
+    assert int(found["wal_keep_size"].removesuffix("MB")) <= wal_volume_mb * 0.2
+    assert sizes["max_wal_size"] >= 2 * 16, "PostgreSQL wants two segments at least"
+
+
 def test_a_standby_never_has_less_than_its_control_file_demands() -> None:
     assert with_least({"max_connections": "100"}, {"max_connections": 300})["max_connections"] == "300"
     assert with_least({"max_connections": "400"}, {"max_connections": 300})["max_connections"] == "400"
