@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from chaos.results import Result, Told
 from chaos.shield import held
 from chaos.target import Target, TestbedError
 from chaos.wire import WireError
-from chaos.writer import CREATE, TABLE, Probe
+from chaos.writer import Probe, schema
 
 BASELINE_S = 1.5  # undisturbed writes before anything is broken
 CALM_S = 1.0  # and after everything is mended
@@ -34,16 +35,17 @@ POOLED_IDS = 20_000_000_000
 POOLED_SLOWER = 8  # clients of the pooler write so much more rarely where they are not what is judged
 
 
-def prepare(target: Target) -> None:
-    """An empty table for the probe. Raises TestbedError when the primary does not take it."""
+def prepare(target: Target) -> int:
+    """An empty table for the probe, and the run whose rows it takes. Raises TestbedError when the primary does not take
+    it."""
+    run = secrets.randbits(62)
     until = time.monotonic() + 20
     while True:
         try:
             wire = patiently(target.primary)
             try:
-                wire.execute(CREATE, timeout_s=20)
-                wire.execute(f"TRUNCATE {TABLE}", timeout_s=20)
-                return
+                wire.execute(schema(run), timeout_s=20)
+                return run
             finally:
                 wire.close()
         except WireError as error:
@@ -79,15 +81,18 @@ def run_drill(
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     result = Result(drill.name, drill.about, seed, name, drill.bar_s, drill.limit_s, began=time.monotonic(), when=when)
     with tempfile.TemporaryDirectory(prefix="fpprobe") as directory:
-        prepare(target)
+        run = prepare(target)
         nodes = asked(target, drill, victim)
-        probes = [Probe([node.through_proxy for node in nodes], Path(directory))]
+        probes = [Probe([node.through_proxy for node in nodes], Path(directory), run=run)]
         if drill.inside and victim is not None and target.network is not None:
             before = target.network.inside(victim.name)
-            probes.append(Probe([victim.direct], Path(directory), prefix="inside ", first_id=INSIDE_IDS, before=before))
+            inside = Probe(
+                [victim.direct], Path(directory), run=run, prefix="inside ", first_id=INSIDE_IDS, before=before
+            )
+            probes.append(inside)
         poolers = [node.conninfo(node.ports.pooler) for node in nodes]
         pace = 1 if drill.pooled or not set(drill.paths) & set(probes[0].paths) else POOLED_SLOWER
-        probes.append(Probe(poolers, Path(directory), prefix="pooled ", first_id=POOLED_IDS, slower=pace))
+        probes.append(Probe(poolers, Path(directory), run=run, prefix="pooled ", first_id=POOLED_IDS, slower=pace))
         pgbench = Pgbench(target.primary, nodes, load) if load else None
         reader = Reader([node.conninfo(node.ports.read) for node in nodes], Path(directory))
         try:

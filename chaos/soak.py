@@ -80,12 +80,12 @@ def soak(
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     result = Result("soak", about, seed, "", 0.0, float("inf"), began=time.monotonic(), when=when)
     with tempfile.TemporaryDirectory(prefix="fpsoak") as directory:
-        prepare(target)
+        run = prepare(target)
         wire = patiently(target.primary)
         wire.execute("; ".join(SCHEMA), timeout_s=20)  # one transaction: no standby shows half of it
         wire.close()
         nodes = list(target.nodes.values())
-        probe = Probe([node.through_proxy for node in nodes], Path(directory))
+        probe = Probe([node.through_proxy for node in nodes], Path(directory), run=run)
         workloads = Load(
             {
                 PRIMARY: [node.through_proxy for node in nodes],

@@ -6,7 +6,7 @@ as a process of its own, so that a busy drill cannot make it look as if the data
     python -m chaos.writer JOB.json
 
 JOB.json: {"endpoints": [conninfo…], "log": FILE, "every_ms": 3, "fresh_every_ms": 20, "timeout_ms": 1000,
-           "first_id": 1}
+           "first_id": 1, "run": 0}
 It writes a line of JSON per operation to `log` and ends on SIGTERM. A client whose connection fails goes to the next
 endpoint. The job's file holds a password: it is created 0600 and removed once read.
 """
@@ -30,13 +30,23 @@ from chaos.places import environment
 from chaos.wire import Wire, WireError, connect
 
 TABLE = "flypg_drill"
-CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp())"
 INSERT = (
-    f"INSERT INTO {TABLE} (id) VALUES ($1) RETURNING"
+    f"INSERT INTO {TABLE} (id, run) VALUES ($1, $2) RETURNING"
     " host(inet_server_addr()) || ':' || inet_server_port(), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 )
 EVERY_MS, FRESH_EVERY_MS = 3.0, 20.0  # between two writes of a client
 FRESH_IDS = 1_000_000_000  # the fresh client counts from here, so that no id is ever used twice
+
+
+def schema(run: int) -> str:
+    """Make an empty table that takes rows of this run only.
+
+    A statement that was given up in an earlier run may still be on its way: TCP tries again for half a minute after a cut,
+    and its row would count as one of ours.
+    """
+    columns = f"id bigint NOT NULL, run bigint NOT NULL CHECK (run = {run:d})"
+    at = "at timestamptz NOT NULL DEFAULT clock_timestamp()"
+    return f"DROP TABLE IF EXISTS {TABLE}; CREATE TABLE {TABLE} ({columns}, {at})"  # one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class Job:
     connect_ms: float = 2000.0  # longer: routers hold new connections while a primary is being chosen
     first_id: int = 1
     prefix: str = ""  # before the names of the clients
+    run: int = 0  # what the table takes
 
 
 class Client:
@@ -82,7 +93,9 @@ class Client:
         try:
             if self._wire is None:
                 self._wire = connect(self._job.endpoints[self._endpoint], timeout_s=connect_s)
-            ((server, timeline),) = self._wire.execute(INSERT, [number], timeout_s=self._job.timeout_ms / 1000)
+            ((server, timeline),) = self._wire.execute(
+                INSERT, [number, self._job.run], timeout_s=self._job.timeout_ms / 1000
+            )
         except WireError as error:
             outcome = Outcome.FAIL if error.definite else Outcome.UNKNOWN
             self._drop()
@@ -144,13 +157,15 @@ class Probe:
         endpoints: Sequence[str],
         directory: Path,
         *,
+        run: int,
         prefix: str = "",
         first_id: int = 1,
         before: Sequence[str] = (),
         slower: int = 1,
     ) -> None:
-        """`prefix`: tells this probe's clients from those of another. `before`: what its command line begins with.
-        `slower`: so many times the usual pause between two writes."""
+        """`run`: what `schema` was given. `prefix`: tells this probe's clients from those of another.
+
+        `before`: what its command line begins with. `slower`: so many times the usual pause between two writes."""
         self.log = directory / f"{prefix}probe.jsonl"
         self.paths = (f"{prefix}steady", f"{prefix}fresh")
         self._job = directory / f"{prefix}probe.job"
@@ -158,7 +173,13 @@ class Probe:
         descriptor = os.open(self._job, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             pace = {"every_ms": EVERY_MS * slower, "fresh_every_ms": FRESH_EVERY_MS * slower}
-            told = {"endpoints": list(endpoints), "log": str(self.log), "first_id": first_id, "prefix": prefix}
+            told = {
+                "endpoints": list(endpoints),
+                "log": str(self.log),
+                "first_id": first_id,
+                "prefix": prefix,
+                "run": run,
+            }
             json.dump(told | pace, file)
         command = [*before, sys.executable, "-m", "chaos.writer", str(self._job)]
         self._process = subprocess.Popen(
