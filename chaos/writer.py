@@ -41,8 +41,8 @@ FRESH_IDS = 1_000_000_000  # the fresh client counts from here, so that no id is
 def schema(run: int) -> str:
     """Make an empty table that takes rows of this run only.
 
-    A statement that was given up in an earlier run may still be on its way: TCP tries again for half a minute after a cut,
-    and its row would count as one of ours.
+    A statement that was given up in an earlier run may still be on its way: TCP tries again for half a minute after a
+    cut, and its row would count as one of ours.
     """
     columns = f"id bigint NOT NULL, run bigint NOT NULL CHECK (run = {run:d})"
     at = "at timestamptz NOT NULL DEFAULT clock_timestamp()"
