@@ -124,7 +124,7 @@ DRILLS = {
         _of("fill-data", 5.0, needs=Needs(data_mb=400, wal_mb=400)),
         _of("cut-replication", 2.0, failovers=(0, 1), hold_s=10.0),
         _of("halves", 2.0, inside=True, hold_s=15.0),
-        _of("bridge", 0.5, failovers=(0,), hold_s=15.0),
+        _of("bridge", 2.5, failovers=(0,), hold_s=15.0),  # who connects through the cut standby waits: 2 s
         _of("laggard", 23.0, hold_s=20.0, blocked=True, nodes=3),
         _of("cut-clients", 0.5, failovers=(0,)),
         _of("lossy", 2.0, failovers=(0, 1), hold_s=20.0),
