@@ -202,7 +202,9 @@ class Performer:
                 assert_never(step)
 
     async def _is_wal_lost(self, source: Upstream, end: Position | None) -> bool:
-        return end is not None and end.lsn < await self._instance.oldest_wal(source)
+        if end is None:  # it has not come up yet: only its log can say
+            return await self._instance.lacks_wal()
+        return end.lsn < await self._instance.oldest_wal(source)
 
     async def _write(self, words: Disk) -> Disk:
         await self._disk.write(words)

@@ -129,11 +129,8 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
         return _copy(snap, view, local, upstream)
     if inst.run is Run.DOWN:
         return _while_others_take_over(view, local, now) or _start(snap, view, local, upstream)
-    waits = local.waits_since is not None and now - local.waits_since > ALONE_MAX_S
-    if inst.run is Run.STARTING and local.disk.floor is not None and inst.upstream != upstream and waits:
-        return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
     if inst.run is Run.STARTING:
-        return Plan(None, "PostgreSQL is starting", soon=True)
+        return _starting(snap, view, local, upstream, now)
     if inst.run is Run.HUNG:
         if local.down_since is not None and now - local.down_since > HUNG_MAX_S:
             return Plan(Stop(fast=False), f"it has not answered for {HUNG_MAX_S:g} s: start it anew")
@@ -147,6 +144,32 @@ def as_standby(snap: Snapshot, view: View, local: Local, now: float) -> Plan:
     if not on_line(view.branches, inst.position, view.timeline):
         return Plan(Stop(fast=False), f"at {inst.position} its history has left the line of timeline {view.timeline}")
     return _attached(snap, view, local, upstream, now)
+
+
+def _starting(snap: Snapshot, view: View, local: Local, upstream: Upstream, now: float) -> Plan:
+    """Recovery takes as long as it takes, unless it waits for what does not come. Until it is consistent it answers
+    nobody, so that nothing can be asked of it."""
+    inst = local.instance
+    waits = local.waits_since is not None and now - local.waits_since > ALONE_MAX_S
+    if inst.upstream != upstream:
+        if local.disk.floor is not None and waits:
+            return Plan(Stop(fast=False), f"it waits for WAL up to {local.disk.floor}, which {upstream.node} has")
+    elif (reached := _off_the_line(view, local)) is not None:
+        return Plan(
+            Stop(fast=False), f"its recovery was at {reached} before, which is not on the line: it cannot go on"
+        )
+    elif local.wal_lost and _may_be_remade(snap, view, local.me):
+        return Plan(Stop(fast=False), f"{upstream.node} has not got the WAL any more that it needs: copy it afresh")
+    elif waits and _may_ask(local, now) and _may_be_remade(snap, view, local.me):
+        return Plan(CheckWal(upstream), f"it does not come up: has {upstream.node} still got the WAL it needs?")
+    return Plan(None, "PostgreSQL is starting", soon=True)
+
+
+def _off_the_line(view: View, local: Local) -> Position | None:
+    """How far recovery of this data had come when it was broken off, if that is beyond the fork of this timeline."""
+    control = local.instance.control
+    reached = control.min_recovery if control is not None else None
+    return reached if reached is not None and not on_line(view.branches, reached, view.timeline) else None
 
 
 def _handing_over(view: View, local: Local) -> bool:
@@ -190,7 +213,7 @@ def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan
     if control is not None and control.clean_primary:
         end: Position | None = control.stopped_at
     else:
-        end = local.known_end
+        end = _off_the_line(view, local) or local.known_end  # from there PostgreSQL would not go on, ever
     if end is not None and not on_line(view.branches, end, view.timeline):
         source = snap.reports.get(upstream.node)
         ready = source is not None and source.checkpoint_timeline == view.timeline
@@ -245,8 +268,12 @@ def _attached(snap: Snapshot, view: View, local: Local, upstream: Upstream, now:
 
 def _is_overdue(local: Local, now: float) -> bool:
     """Has it not streamed for so long that its upstream is to be asked, and was not asked lately?"""
-    since, asked = local.unattached_since, local.wal_checked
-    return since is not None and now - since > UNATTACHED_S and (asked is None or now - asked > ASK_AGAIN_S)
+    since = local.unattached_since
+    return since is not None and now - since > UNATTACHED_S and _may_ask(local, now)
+
+
+def _may_ask(local: Local, now: float) -> bool:
+    return local.wal_checked is None or now - local.wal_checked > ASK_AGAIN_S
 
 
 def _requests(snap: Snapshot, view: View, local: Local) -> Plan | None:

@@ -223,7 +223,7 @@ def measure(
     tell("a snapshot was taken; the load begins")
     log = root / "pgbench.log"
     load = ["chrt", "-i", "0"] if arguments.leftover else []
-    load += ["pgbench", "-n", "-c", str(arguments.clients), "-P", str(int(EVERY_S)), "-T", str(seconds + 86400)]
+    load += ["pgbench", "-n", "-c", str(arguments.clients), "-P", str(int(EVERY_S)), "-T", str(int(seconds) + 86400)]
     with log.open("wb") as output:
         pgbench = subprocess.Popen(load, env=client, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     seen = Seen()
@@ -242,6 +242,7 @@ def measure(
                 proxy[-1].kill()
                 proxy[-1].wait()
                 tell("the repository refuses connections")
+            assert pgbench.poll() is None, f"pgbench has ended: {log.read_text()[-500:]}"
             look(local, seen)
             if now > told + 60:
                 told = now

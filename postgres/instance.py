@@ -175,6 +175,10 @@ class Instance(Protocol):
         """Where `source` stands now: what a primary has flushed. The floor of a node that is to be made from it."""
         ...
 
+    async def lacks_wal(self) -> bool:
+        """Was this server told, since its start, that the WAL it asked for has been removed?"""
+        ...
+
     async def oldest_wal(self, source: Upstream) -> int:
         """Where the oldest WAL begins that `source` still has (LSN): who stands before it must be copied afresh."""
         ...

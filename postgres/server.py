@@ -15,7 +15,7 @@ from dataclasses import replace
 from cluster.clock import Clock
 from cluster.errors import FlypgError, InstanceError
 from cluster.model import NodeId, Position, Rule, Upstream
-from postgres import adoption, command, promotion, queries, rules, settings, slots
+from postgres import adoption, command, promotion, queries, rules, server_log, settings, slots
 from postgres import detach as detaching
 from postgres.config import OPERATOR, REPLICATOR, SUPERUSER, InstanceConfig
 from postgres.connection import Session, Spare, bounded, connect_remote, helper
@@ -301,6 +301,10 @@ class LocalInstance:
             return await bounded(connection, queries.position(connection), 5.0)
         finally:
             await connection.close()
+
+    async def lacks_wal(self) -> bool:
+        said = await self._parts.disk.do(lambda: server_log.since(self.config.log, self._launcher.logged))
+        return server_log.REMOVED.search(said) is not None
 
     async def oldest_wal(self, source: Upstream) -> int:
         connection = await connect_remote(self.config, source.host, source.port)

@@ -10,6 +10,7 @@ TAIL_BYTES = 16384
 GRAVE = re.compile(r"^.*\b(FATAL|PANIC):\s+(.*)$", re.MULTILINE)
 WARNED = re.compile(r"^.*\b(ERROR|WARNING|LOG):\s+((?:could not|terminating|startup process|invalid).*)$", re.MULTILINE)
 NO_SPACE = "No space left on device"
+REMOVED = re.compile(r"requested WAL segment \w+ has already been removed")  # PostgreSQL's walsender.c, xlogutils.c
 
 
 def newest(log: Path) -> Path | None:

@@ -87,7 +87,8 @@ class Server:
         self.files: set[int] = set()  # timeline history files
         self.last_checkpoint = 0  # index of its record
         self.oldest = 0  # records before this one were removed: nobody can stream them from here
-        self.min_recovery = 0  # records it must reach before it is consistent
+        self.min_recovery = 0  # records it must reach before it is consistent; 0: it is
+        self.min_timeline = 0  # on this timeline
         self.control_state = "shut down"
         self.recovers = False  # this start was one after a crash
         self.fresh_copy = False
@@ -140,7 +141,7 @@ class Server:
             state=self.control_state,
             timeline=self.timeline_at(self.last_checkpoint),
             checkpoint=lsn(self.last_checkpoint),
-            min_recovery=Position(self.timeline, lsn(self.min_recovery)) if self.min_recovery else None,
+            min_recovery=Position(self.min_timeline, lsn(self.min_recovery)) if self.min_recovery else None,
         )
 
     def extend(self, records: list[int]) -> None:
@@ -159,7 +160,7 @@ class Server:
         self.extend(wal)
         self.timeline = timeline
         self.history = history
-        self.oldest = 0
+        self.oldest = self.min_recovery = 0
         self.fresh_copy = False
         self.data_generation += 1
 
@@ -199,6 +200,9 @@ class Server:
     def _up(self, run: int) -> None:
         if run != self.run or self.state is not Run.STARTING:
             return
+        if self.recovery and self._refuses_to_leave() and self.world.chance(0.5):
+            self.halt(asked=False)
+            return
         if self.recovery and len(self.wal) < self.min_recovery:
             self.world.after(0.1, self.ice.call, self._up, run)
             return
@@ -211,10 +215,21 @@ class Server:
                 self.checkpoint()
         self.ledger.wake(self.node)
 
+    def _refuses_to_leave(self) -> bool:
+        """Was recovery beyond the fork of the timeline that it is to follow now? Where that one's history file is here
+        already, PostgreSQL says "requested timeline does not contain minimum recovery point" at each start."""
+        upstream = self.ledger.servers.get(self.conninfo.node) if self.conninfo is not None else None
+        if upstream is None or not self.min_recovery or upstream.timeline <= self.min_timeline:
+            return False
+        left = dict(upstream.history).get(self.min_timeline)
+        return left is None or self.min_recovery > left
+
     def halt(self, *, asked: bool, silent: bool = False, state: str = "") -> None:
         """The server ends at once. `silent`: the machine went with it, nobody is told."""
         if self.state is Run.DOWN:
             return
+        if self.recovery and len(self.wal) > self.min_recovery:  # a page that was written shows how far replay was
+            self.min_recovery, self.min_timeline = len(self.wal), self.timeline
         self.run += 1
         self.state = Run.DOWN
         self.died = not asked

@@ -341,6 +341,10 @@ class SimInstance:
         await sleep(self.world.latency())
         return position
 
+    async def lacks_wal(self) -> bool:
+        await sleep(0.01)
+        return "already been removed" in self.server.stream_problem
+
     async def oldest_wal(self, source: Upstream) -> int:
         await sleep(self.world.latency() + 0.003)
         other = self._source(source)
@@ -462,6 +466,7 @@ def rewind(target: Server, source: Server) -> None:
     target.replace(target.wal[:keep], source.timeline_at(keep - 1) if keep else source.timeline, history)
     target.files |= source.files
     target.control_state = "in archive recovery"
+    target.min_recovery, target.min_timeline = len(source.wal), source.timeline
 
 
 __all__ = ["SimDisk", "SimInstance", "common_length", "rewind"]

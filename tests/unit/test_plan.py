@@ -435,6 +435,26 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         Rewind(upstream(B, NEXT)),
     ),
     (
+        "so is a crashed primary whose recovery was broken off beyond the fork: elsewhere PostgreSQL goes on never",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
+        local(
+            "a",
+            down(control=replace(control("in archive recovery"), min_recovery=at(901))),
+            disk=disk(NEXT, floor=at(700), was_primary=TERM),
+        ),
+        Rewind(upstream(B, NEXT)),
+    ),
+    (
+        "one that was broken off before it follows",
+        snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
+        local(
+            "a",
+            down(control=replace(control("in archive recovery"), min_recovery=at(900))),
+            disk=disk(NEXT, floor=at(700), was_primary=TERM),
+        ),
+        StartStandby(upstream(B, NEXT)),
+    ),
+    (
         "one that rewinding does not help is copied",
         snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
         local("a", down(), known_end=at(901), rewound_from=at(901)),
