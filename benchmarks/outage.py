@@ -322,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why := missing():
         print(why, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     root = Path(tempfile.mkdtemp(prefix="fpoutage", dir="/var/tmp"))
     root.chmod(0o711)
     try:
