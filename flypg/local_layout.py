@@ -108,8 +108,9 @@ class Layout:
             "FLYPG_STATS_PORT": str(ports.stats),
             "FLYPG_SNAPSHOT_URL": f"file://{self.root}/snapshots",
             "FLYPG_SNAPSHOT_SHARED": "true",
-            "FLYPG_WAL_ARCHIVE": "off",  # a cluster for trying out writes its WAL once; `up --set` turns it on
             "FLYPG_LOG_FORMAT": "json",  # with times; `flypg local logs` prints it for people
+            # a cluster for trying out writes its WAL once, unless a repository is named: that is for keeping it
+            **({} if any(name == "FLYPG_SNAPSHOT_URL" for name, _ in self.settings) else {"FLYPG_WAL_ARCHIVE": "off"}),
             **dict(self.settings),
         }
 

@@ -146,3 +146,11 @@ MISSING = [
 def test_up_says_what_it_waits_for(story: str, snapshot: Snapshot, expected: str) -> None:
     found = what_is_missing(snapshot, {N2: NodeLook(progress="copy: 41 %" if story == "copying" else "")}, [N1, N2])
     assert expected in found if expected else found == ""
+
+
+def test_wal_is_archived_where_a_repository_was_named(tmp_path: Path) -> None:
+    plain = Layout(tmp_path, 1, 1, 15400, "local")
+    assert plain.environment("n1")["FLYPG_WAL_ARCHIVE"] == "off"
+    named = Layout(tmp_path, 1, 1, 15400, "local", (("FLYPG_SNAPSHOT_URL", "s3://bucket/p"),))
+    assert "FLYPG_WAL_ARCHIVE" not in named.environment("n1"), "its own default then"
+    assert named.environment("n1")["FLYPG_SNAPSHOT_URL"] == "s3://bucket/p"
