@@ -34,6 +34,7 @@ from postgres.instance import Control, Job
 from postgres.parts import Parts
 from postgres.process import end_leftovers
 from postgres.seeding import Seeder
+from postgres.wal_home import keep_wal_home
 
 log = logging.getLogger("flypg.postgres")
 INITDB_S = 300.0
@@ -214,6 +215,7 @@ class Jobs:
         older = old_copies(pgdata)
         for name in ("standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"):
             remove(fresh / name)
+        keep_wal_home(fresh, pgdata, self._parts.owner)
         sync_data(fresh)
         if pgdata.exists():
             if any(pgdata.iterdir()):
