@@ -6,7 +6,7 @@ Times are seconds since 1970 by this node's clock. They only decide when to work
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backups.catalog import SnapshotRecord
 from cluster.model import NodeId, Phase, ServerState, Snapshot
@@ -33,6 +33,12 @@ class RunHistory:
     unreadable: str = ""  # records of snapshots that cannot be read: nothing that they may need is deleted
     gap_at: float | None = None  # when WAL was last let go that is in no snapshot; None: the archive is whole
     gap: str = ""  # the file that was
+
+
+def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, size: int) -> RunHistory:
+    """After a snapshot that took from `began` to `at`. Only WAL that was let go before it began is made up for."""
+    new = replace(history, ok_at=at, ok_id=snapshot, ok_bytes=size, failures=0, failed_at=None, error="")
+    return new if history.gap_at is not None and history.gap_at > began else replace(new, gap_at=None, gap="")
 
 
 def retry_at(history: RunHistory) -> float | None:

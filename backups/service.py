@@ -25,7 +25,7 @@ from backups.config import BackupConfig
 from backups.facts import BackupStatus, NodeFacts
 from backups.layout import PathName
 from backups.notes import LEASE_S, Notes
-from backups.policy import Due, RunHistory, due, jitter_s, retry_at, source
+from backups.policy import Due, RunHistory, due, jitter_s, retry_at, source, succeeded
 from backups.schedule import Ticker, next_after
 from cluster.errors import CommandFailed, CommandTimedOut, FlypgError
 from cluster.model import Event, Snapshot
@@ -264,13 +264,8 @@ class BackupService:
                 await self._remember(f"a restore test failed: {doubt}", doubt=doubt)
 
     async def _succeeded(self, began: float, snapshot: str, size: int) -> None:
-        """Only WAL that was let go before the snapshot began is made up for by it."""
-
         def change(history: RunHistory) -> RunHistory:
-            healed = history.gap_at is None or history.gap_at <= began
-            new = replace(history, ok_at=self._wall(), ok_id=snapshot, ok_bytes=size)
-            new = replace(new, failures=0, failed_at=None, error="")
-            return replace(new, gap_at=None, gap="") if healed else new
+            return succeeded(history, began=began, at=self._wall(), snapshot=snapshot, size=size)
 
         before = self._history
         text = f"snapshot {snapshot} was taken"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -16,9 +17,10 @@ from backups.base import Progress as Done
 from backups.base import take_snapshot
 from backups.catalog import SnapshotRecord, Verification
 from backups.errors import ObjectMissing, RestoreRefused
+from backups.policy import RunHistory, succeeded
 from backups.repository import Path, PathInfo, Repository
 from backups.verify import verify as try_out
-from cluster.errors import StoreUnavailable
+from cluster.errors import OutcomeUnknown, StoreUnavailable
 from cluster.model import NodeId, format_lsn
 from flypg.commands.change import confirm
 from flypg.progress import Progress
@@ -226,7 +228,7 @@ def create(args: argparse.Namespace) -> Reply:
         progress.now(f"{share} % of {size(at.total_bytes)}")
 
     snapshot = layout.snapshot_id([secrets.randbelow(len(layout.ALPHABET)) for _ in range(16)])
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
     try:
         record = take_snapshot(
             path, config.codec(), conninfo, snapshot=snapshot, node=node, options=config.options, progress=tell
@@ -234,8 +236,29 @@ def create(args: argparse.Namespace) -> Reply:
     finally:
         progress.clear()
     took = time.monotonic() - began
+    if not args.path:
+        _tell_nodes(args, values.get("FLYPG_CLUSTER") or "flypg", "" if config.shared else node, record, began_at)
     text = f"{record.id}: {size(record.raw_bytes)} in {took:.1f} s, {size(record.stored_bytes)} in {path.describe()}"
     return done(text, {**data(record), "seconds": round(took, 2)})
+
+
+def _tell_nodes(args: argparse.Namespace, cluster: str, whose: str, record: SnapshotRecord, began: float) -> None:
+    """So that `flypg status`, metrics and the schedule know of it. Without etcd they learn of it with the next one."""
+    from backups.notes import Notes
+    from cluster.etcd import Etcd
+
+    def change(history: RunHistory) -> RunHistory:
+        return succeeded(history, began=began, at=time.time(), snapshot=record.id, size=record.stored_bytes)
+
+    async def tell() -> None:
+        etcd = Etcd(find(args).etcd)
+        try:
+            await Notes(etcd, cluster).change_history(change, whose)
+        finally:
+            await etcd.close()
+
+    with contextlib.suppress(StoreUnavailable, OutcomeUnknown, BadInput):
+        asyncio.run(tell())
 
 
 def _path_of(repository: Repository, args: argparse.Namespace, cluster: str, system_id: str) -> Path:

@@ -65,6 +65,12 @@ def test_a_lost_standby_comes_from_the_repository_across_a_failover(local: Local
     local.ok("switchover", "--to", lost)
     assert local.healthy()["primary"] == lost
     assert local.query(ROWS) == "one,two,three,four", "it has all that was written, from three places"
+    until = time.monotonic() + 60
+    while (seen := local.status()["backups"]["newest_id"]) != snapshot:
+        assert time.monotonic() < until, (
+            f"flypg status knows of {seen or 'none'}, and not of one that was taken by hand"
+        )
+        time.sleep(1)
 
 
 def test_an_agent_that_is_killed_in_the_middle_of_it_begins_anew(local: Local) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from backups.policy import RunHistory, due, jitter_s, source, verify_due
+from backups.policy import RunHistory, due, jitter_s, source, succeeded, verify_due
 from backups.schedule import next_after
 from cluster.errors import SettingsError
 from cluster.model import (
@@ -128,3 +128,14 @@ def test_jitter_is_of_the_cluster_and_within_bounds() -> None:
     assert len(found) > 40
     assert all(0 <= j < 600 for j in found)
     assert jitter_s("x", 600.0) == jitter_s("x", 600.0)
+
+
+def test_a_snapshot_makes_up_for_what_was_let_go_before_it_began() -> None:
+    failed = RunHistory(NOW - DAY, "vs_x", NOW - 60, 3, "no space", gap_at=NOW - 30, gap="00000001000000000000001E")
+    after = succeeded(failed, began=NOW - 20, at=NOW, snapshot="vs_y", size=7)
+    assert (after.ok_at, after.ok_id, after.ok_bytes) == (NOW, "vs_y", 7)
+    assert (after.failures, after.failed_at, after.error) == (0, None, "")
+    assert (after.gap_at, after.gap) == (None, "")
+    during = succeeded(failed, began=NOW - 40, at=NOW, snapshot="vs_y", size=7)
+    assert (during.gap_at, during.gap) == (NOW - 30, "00000001000000000000001E"), "restores still begin anew after it"
+    assert during.ok_id == "vs_y"
