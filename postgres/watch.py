@@ -167,6 +167,8 @@ class _OneWatch:
         alarm, quiet = self._owner.alarm(), False
         try:
             quiet = await line.idle(self._ping_every_s, alarm)
+            if not quiet:  # the last words of a server arrive before the end of its connection does
+                self._owner.on_contact(self._target.term, False)
         finally:
             if alarm and not quiet:
                 self._owner.on_alarm()
