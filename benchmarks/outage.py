@@ -260,7 +260,7 @@ def measure(
         drained_s = round(time.monotonic() - back, 1) if drained(local) else None
         tell(f"drained, and the gap closed, after {drained_s} s")
     finally:
-        pgbench.send_signal(signal.SIGINT)
+        pgbench.terminate()  # whoever was started in the background by a shell ignores SIGINT
         pgbench.wait(60)
     found = {
         "minutes": arguments.minutes,
