@@ -83,7 +83,7 @@ class Fence:
         self._give("disarm")
 
     def unpause(self, at: float | None, pid: int) -> None:
-        """RESUME this PgBouncer at this boottime, or soon after our death; None: not any more."""
+        """RESUME this PgBouncer at this boottime, or soon after our death; None: only then. 0: there is none."""
         self._will = f"unpause {'inf' if at is None else repr(at)} {pid} {start_time(pid) or 0}"
         self._write(self._will)
 

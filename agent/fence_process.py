@@ -138,7 +138,7 @@ class Fence:
         if not data:
             self.attended = False
             self.poll.unregister(0)
-            if self.unpause_at < float("inf"):
+            if self.pooler[0]:  # the kernel may have paused it in this very moment, of which nobody has told us
                 self.unpause_at = min(self.unpause_at, boottime() + BEQUEST_S)
             return
         *lines, self.buffer = (self.buffer + data).split(b"\n")

@@ -41,7 +41,7 @@ AGAIN_S = 0.05  # before those who wait are let in again, after no login worked
 LET_IN_WITHIN_S = 10.0  # then whoever is left is let in without: what is wrong with the logins is for clients to see
 SESSIONS_END_S = 0.05  # for sessions of session mode that are about to end anyway, before the server stops
 
-LastWill = Callable[[float | None, int], None]  # RESUME this process at this boottime; None: no will
+LastWill = Callable[[float | None, int], None]  # RESUME this process at this boottime; None: only when we have died
 
 
 class Pooler:
@@ -175,7 +175,8 @@ class Pooler:
     @property
     def to_pause(self) -> int:
         """The process that takes a PAUSE by signal now; 0 while there is none, or while clients wait anyway."""
-        return self._heard_of or 0 if self._held is False and self.pid == self._heard_of else 0
+        pid = self.pid
+        return pid if pid is not None and pid == self._heard_of and self._held is False else 0
 
     def paused(self) -> None:
         """Somebody else has given the PAUSE: whether clients are to wait is looked at again."""
@@ -274,7 +275,7 @@ class Pooler:
             loop.call_later(AGAIN_S, self._wake.set)
             return
         self._held, self._let_in_by = False, None
-        self._last_will(None, 0)
+        self._last_will(None, self.pid or 0)
 
     def _signal(self, number: signal.Signals) -> None:
         """SIGUSR1 is PAUSE, SIGUSR2 is RESUME, also from SUSPEND. A process that just starts would die of them."""

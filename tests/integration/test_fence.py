@@ -170,6 +170,19 @@ async def test_a_pooler_is_paused_when_its_postmaster_dies(run_dir: Path, victim
             assert await asyncio.to_thread(told) == "resume"
 
 
+async def test_a_pooler_that_nobody_knows_to_be_paused_is_let_go_when_its_agent_dies(run_dir: Path) -> None:
+    """The kernel may pause it for an agent that dies in that very moment. To one that is not paused it does nothing."""
+    with pooler_stand_in() as (pooler, told):
+        async with fence_in(run_dir) as fence:
+            fence.unpause(None, pooler)
+            fence.disarm()
+            await eventually(lambda: fence.confirmed)
+            os.kill(pooler, signal.SIGUSR1)
+            assert await asyncio.to_thread(told) == "pause", "nothing came before it"
+            await fence.abandon()
+            assert await asyncio.to_thread(told) == "resume"
+
+
 @pytest.mark.parametrize("armed_first", [True, False])
 async def test_the_kernel_pauses_it_at_the_death_of_a_real_one(
     run_dir: Path, postgres: PgServer, armed_first: bool
