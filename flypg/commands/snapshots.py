@@ -22,11 +22,12 @@ from backups.repository import Path, PathInfo, Repository
 from backups.verify import verify as try_out
 from cluster.errors import OutcomeUnknown, StoreUnavailable
 from cluster.model import NodeId, format_lsn
+from cluster.store import OperatorStore
 from flypg.commands.change import confirm
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply, done
 from flypg.repository import configured, environment, open_path, path_name
-from flypg.target import find
+from flypg.target import Target, find, with_store
 from postgres.basebackup import server_facts
 from postgres.command import account
 
@@ -237,28 +238,34 @@ def create(args: argparse.Namespace) -> Reply:
         progress.clear()
     took = time.monotonic() - began
     if not args.path:
-        _tell_nodes(args, values.get("FLYPG_CLUSTER") or "flypg", "" if config.shared else node, record, began_at)
+        _tell_nodes(args, "" if config.shared else node, facts.system_id, record, began_at)
     text = f"{record.id}: {size(record.raw_bytes)} in {took:.1f} s, {size(record.stored_bytes)} in {path.describe()}"
     return done(text, {**data(record), "seconds": round(took, 2)})
 
 
-def _tell_nodes(args: argparse.Namespace, cluster: str, whose: str, record: SnapshotRecord, began: float) -> None:
-    """So that `flypg status`, metrics and the schedule know of it. Without etcd they learn of it with the next one."""
+def _tell_nodes(args: argparse.Namespace, whose: str, system_id: str, record: SnapshotRecord, began: float) -> None:
+    """So that `flypg status`, metrics and the schedule know of it, if it is of the cluster's own system.
+
+    Without etcd they learn of it with the next one.
+    """
     from backups.notes import Notes
     from cluster.etcd import Etcd
 
     def change(history: RunHistory) -> RunHistory:
         return succeeded(history, began=began, at=time.time(), snapshot=record.id, size=record.stored_bytes)
 
-    async def tell() -> None:
-        etcd = Etcd(find(args).etcd)
-        try:
-            await Notes(etcd, cluster).change_history(change, whose)
-        finally:
-            await etcd.close()
+    async def tell(store: OperatorStore, target: Target) -> Reply:
+        view = (await store.read()).view
+        if view is not None and view.system_id == system_id:
+            etcd = Etcd(target.etcd)
+            try:
+                await Notes(etcd, target.cluster).change_history(change, whose)
+            finally:
+                await etcd.close()
+        return done("")
 
     with contextlib.suppress(StoreUnavailable, OutcomeUnknown, BadInput):
-        asyncio.run(tell())
+        with_store(args, tell)
 
 
 def _path_of(repository: Repository, args: argparse.Namespace, cluster: str, system_id: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from backups.notes import Notes
+from backups.policy import RunHistory
+from cluster.endpoints import Endpoint, EtcdOptions
+from cluster.etcd import Etcd
+from flypg.local import load
 from tests.support.local import ARCHIVING, PATIENCE_S, ROWS, Local, archived, cluster, needs_programs, write
+from tests.support.pgserver import PgServer
 
 pytestmark = [needs_programs, pytest.mark.timeout(600)]
 
@@ -67,10 +74,36 @@ def test_a_lost_standby_comes_from_the_repository_across_a_failover(local: Local
     assert local.query(ROWS) == "one,two,three,four", "it has all that was written, from three places"
     until = time.monotonic() + 60
     while (seen := local.status()["backups"]["newest_id"]) != snapshot:
-        assert time.monotonic() < until, (
-            f"flypg status knows of {seen or 'none'}, and not of one that was taken by hand"
-        )
+        assert time.monotonic() < until, f"flypg status knows of {seen or 'none'}, not of the one taken by hand"
         time.sleep(1)
+
+
+def test_a_snapshot_of_another_server_is_not_the_clusters(local: Local) -> None:
+    before = history(local)
+    assert before.ok_id
+    other = PgServer()
+    try:
+        other.initdb()
+        other.start()
+        local.ok("snapshots", "create", "--conninfo", other.conninfo)
+    finally:
+        other.remove()
+    assert history(local) == before
+
+
+def history(local: Local) -> RunHistory:
+    """What the nodes tell each other of snapshots."""
+
+    async def read() -> RunHistory:
+        found = load(local.root)
+        assert found is not None, "it runs"
+        etcd = Etcd(EtcdOptions((Endpoint("127.0.0.1", found.etcd()[0].client, False),)))
+        try:
+            return await Notes(etcd, found.cluster).read_history()
+        finally:
+            await etcd.close()
+
+    return asyncio.run(read())
 
 
 def test_an_agent_that_is_killed_in_the_middle_of_it_begins_anew(local: Local) -> None:
