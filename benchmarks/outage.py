@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos.ports import free_ports
+from flypg.local import load
+from tests.support.local import Local, cluster
 from tests.support.radosgw import ACCESS, SECRET, missing, radosgw
 
 BUCKET = "outage"
@@ -64,94 +65,29 @@ class Seen:
     looks: int = 0
 
 
-class Local:
-    """A local cluster of three nodes with its repository behind the proxy."""
-
-    def __init__(self, root: Path, proxy: int) -> None:
-        self.root = root
-        self.base = free_base()
-        self._env = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": "/root",
-            "LC_ALL": "C.UTF-8",
-            "FLYPG_LOCAL_DIR": str(root / "cluster"),
-            "FLYPG_S3_ENDPOINT": f"http://127.0.0.1:{proxy}",
-            "FLYPG_S3_ACCESS_KEY_ID": ACCESS,
-            "FLYPG_S3_SECRET_ACCESS_KEY": SECRET,
-        }
-        self._settings = {
-            "FLYPG_SNAPSHOT_URL": f"s3://{BUCKET}/flypg",
-            "FLYPG_S3_ENDPOINT": self._env["FLYPG_S3_ENDPOINT"],
-            "FLYPG_S3_ACCESS_KEY_ID": ACCESS,  # of a service that lives as long as this run
-            "FLYPG_S3_SECRET_ACCESS_KEY": SECRET,
-            "FLYPG_S3_TIMEOUT_S": "10",
-            "FLYPG_WAL_QUEUE_FULL": "drop",
-            "FLYPG_WAL_QUEUE_LIMIT": f"{LIMIT_MB}MB",
-            "FLYPG_SNAPSHOT_SCHEDULE": "off",
-            "FLYPG_SNAPSHOT_VERIFY": "false",
-        }
-
-    def up(self, *more: str) -> None:
-        chosen = [f"--set={name}={value}" for name, value in self._settings.items()]
-        self.flypg("local", "up", "--nodes", "3", "--port-base", str(self.base), *chosen, *more, timeout_s=600)
-
-    def flypg(self, *words: str, timeout_s: float = 120.0, check: bool = True) -> str:
-        argv = [sys.executable, "-m", "flypg", *words]
-        done = subprocess.run(
-            argv, env=self._env, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
-        )
-        assert not check or done.returncode == 0, f"flypg {words[:3]}: {done.returncode} {done.stderr}{done.stdout}"
-        return done.stdout
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.flypg("status", "--json", check=False) or "{}")
-        return found
-
-    def client(self) -> dict[str, str]:
-        """The environment in which libpq reaches the primary."""
-        lines = self.flypg("local", "env").splitlines()
-        words = (line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
-        return {**self._env, **{name: value.strip("'\"") for name, value in words}}
-
-    def sql(self, statement: str) -> str:
-        argv = ["psql", "-XAtqc", statement]
-        done = subprocess.run(argv, env=self.client(), capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def gauges(self) -> dict[str, float]:
-        """The largest over the nodes of each metric of the archive."""
-        found: dict[str, float] = {}
-        for node in range(3):
-            url = f"http://127.0.0.1:{self.base + 100 * node + 87}/metrics"
-            with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-                for name, value in GAUGE.findall(answer.read().decode()):
-                    found[name] = max(found.get(name, 0.0), float(value))
-        return found
-
-    def pg_wal_mb(self) -> float:
-        sizes = [0.0]
-        for folder in (self.root / "cluster").glob("*/pgdata/pg_wal"):
-            size = 0
-            for file in folder.iterdir():
-                with suppress(OSError):
-                    size += file.stat().st_size
-            sizes.append(size / 2**20)
-        return max(sizes)
+def gauges(local: Local) -> dict[str, float]:
+    """The largest over the nodes of each metric of the archive."""
+    layout = load(local.root)
+    assert layout is not None, "it runs"
+    found: dict[str, float] = {}
+    for name in layout.names:
+        url = f"http://127.0.0.1:{layout.ports(name).metrics}/metrics"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            for gauge, value in GAUGE.findall(answer.read().decode()):
+                found[gauge] = max(found.get(gauge, 0.0), float(value))
+    return found
 
 
-def free_base() -> int:
-    """The first of some hundreds of ports that nobody uses, below those that the system gives out by itself."""
-    for base in range(20000, 32000, 400):
-        try:
-            for port in range(base - 25, base + 300):
-                with socket.socket() as taken:
-                    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    taken.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no three hundred free ports in a row between 20000 and 32000")
+def pg_wal_mb(local: Local) -> float:
+    """Of the node that has the most."""
+    sizes = [0.0]
+    for folder in local.root.glob("*/pgdata/pg_wal"):
+        size = 0
+        for file in folder.iterdir():
+            with suppress(OSError):
+                size += file.stat().st_size
+        sizes.append(size / 2**20)
+    return max(sizes)
 
 
 @contextmanager
@@ -175,18 +111,17 @@ def start_proxy(config: Path) -> subprocess.Popen[bytes]:
 
 
 def look(local: Local, seen: Seen) -> None:
-    gauges, status = local.gauges(), local.status()
-    problems = status.get("backups", {}).get("problems", [])
+    shown, problems = gauges(local), local.status()["backups"]["problems"]
     seen.looks += 1
-    seen.alarmed += bool(problems) and gauges.get("flypg_backup_problems", 0) > 0
+    seen.alarmed += bool(problems) and shown.get("flypg_backup_problems", 0) > 0
     seen.problems |= {re.sub(r"\d+", "N", str(problem)) for problem in problems}
-    seen.waiting.append(int(gauges.get("flypg_archive_ready_segments", 0)))
-    seen.pg_wal_mb.append(local.pg_wal_mb())
+    seen.waiting.append(int(shown.get("flypg_archive_ready_segments", 0)))
+    seen.pg_wal_mb.append(pg_wal_mb(local))
 
 
 def drained(local: Local) -> bool:
-    gauges = local.gauges()
-    return gauges.get("flypg_archive_ready_segments", 1) <= 1 and gauges.get("flypg_archive_gap", 1) == 0
+    shown = gauges(local)
+    return shown.get("flypg_archive_ready_segments", 1) <= 1 and shown.get("flypg_archive_gap", 1) == 0
 
 
 def rates(log: Path) -> list[float]:
@@ -199,27 +134,46 @@ def by_quarter(values: Sequence[float]) -> list[int]:
     return [round(max(values[at : at + step])) for at in range(0, len(values), step)][:4]
 
 
+def settings(proxy: int) -> dict[str, str]:
+    """Of nodes whose repository is behind the proxy."""
+    return {
+        **access(proxy),
+        "FLYPG_SNAPSHOT_URL": f"s3://{BUCKET}/flypg",
+        "FLYPG_S3_TIMEOUT_S": "10",
+        "FLYPG_WAL_QUEUE_FULL": "drop",
+        "FLYPG_WAL_QUEUE_LIMIT": f"{LIMIT_MB}MB",
+        "FLYPG_SNAPSHOT_SCHEDULE": "off",
+        "FLYPG_SNAPSHOT_VERIFY": "false",
+    }
+
+
+def access(proxy: int) -> dict[str, str]:
+    """How commands get at it, too; the service lives as long as this run."""
+    return {
+        "FLYPG_S3_ENDPOINT": f"http://127.0.0.1:{proxy}",
+        "FLYPG_S3_ACCESS_KEY_ID": ACCESS,
+        "FLYPG_S3_SECRET_ACCESS_KEY": SECRET,
+    }
+
+
 def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     with radosgw(memory=16 << 30) as s3, proxied(root, s3.endpoint.removeprefix("http://")) as (port, proxy):
         s3.bucket(BUCKET)
-        local = Local(root, port)
-        local.up()
-        try:
-            return measure(arguments, root, local, proxy)
-        finally:
-            for process in proxy:
-                process.send_signal(signal.SIGCONT)
-            local.flypg("local", "down", "--destroy", "--yes", check=False)
+        wished = [f"{name}={value}" for name, value in settings(port).items()]
+        with cluster(3, *wished, more=access(port), where=str(root)) as local:
+            found = measure(arguments, root, local, proxy)
+            tell(json.dumps(found))
+            return {**found, **afterwards(root, local)}
 
 
 def measure(
     arguments: argparse.Namespace, root: Path, local: Local, proxy: list[subprocess.Popen[bytes]]
 ) -> dict[str, Any]:
     seconds = arguments.minutes * 60
-    client = local.client()
+    client = {**os.environ, **local.environment()}
     subprocess.run(["pgbench", "-i", "-q", "-s", "20"], env=client, check=True, capture_output=True, timeout=600)
-    local.sql("CREATE TABLE last_words (said text)")
-    local.flypg("snapshots", "create", timeout_s=900)
+    local.query("CREATE TABLE last_words (said text)")
+    local.ok("snapshots", "create", "--node", "n1")
     tell("a snapshot was taken; the load begins")
     log = root / "pgbench.log"
     load = ["chrt", "-i", "0"] if arguments.leftover else []
@@ -230,7 +184,7 @@ def measure(
     try:
         time.sleep(30)
         before = len(rates(log))
-        wal_began = int(local.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"))
+        wal_began = int(local.query("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"))
         began = time.monotonic()
         proxy[-1].send_signal(signal.SIGSTOP)
         tell("the repository accepts and never answers")
@@ -249,8 +203,8 @@ def measure(
                 tell(f"{(now - began) / 60:.0f} min: waiting {seen.waiting[-1]}, pg_wal {seen.pg_wal_mb[-1]:.0f} MB")
             time.sleep(EVERY_S)
         during = rates(log)[before:]
-        wal = int(local.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")) - wal_began
-        dropped = local.gauges().get("flypg_archive_dropped_total", 0)
+        wal = int(local.query("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")) - wal_began
+        dropped = gauges(local).get("flypg_archive_dropped_total", 0)
         proxy.append(start_proxy(root / "proxy.cfg"))
         back = time.monotonic()
         tell("the repository is back")
@@ -262,7 +216,7 @@ def measure(
     finally:
         pgbench.terminate()  # whoever was started in the background by a shell ignores SIGINT
         pgbench.wait(60)
-    found = {
+    return {
         "minutes": arguments.minutes,
         "load": "what is left of the machine" if arguments.leftover else "full",
         "tps_median": round(statistics.median(during), 1) if during else None,
@@ -272,7 +226,7 @@ def measure(
         "limit_mb": LIMIT_MB,
         "waiting_most_mb": SEGMENT_MB * max(seen.waiting),
         "pg_wal_most_mb_by_quarter": by_quarter(seen.pg_wal_mb),
-        "pg_wal_settings": local.sql(
+        "pg_wal_settings": local.query(
             "SELECT string_agg(name || '=' || current_setting(name), ' ' ORDER BY name) FROM pg_settings"
             " WHERE name IN ('wal_keep_size', 'min_wal_size', 'max_wal_size')"
         ),
@@ -281,32 +235,28 @@ def measure(
         "problems": sorted(seen.problems),
         "drained_and_gap_closed_s": drained_s,
     }
-    tell(json.dumps(found))
-    return {**found, **afterwards(root, local)}
 
 
 def afterwards(root: Path, local: Local) -> dict[str, Any]:
     """What a restore has of the very last row, and what the deep check says."""
     words = f"said at {time.time():.0f}"
-    local.sql(f"INSERT INTO last_words VALUES ('{words}')")
-    rows = local.sql("SELECT count(*) FROM pgbench_history")
-    local.sql("SELECT pg_switch_wal()")
+    local.query(f"INSERT INTO last_words VALUES ('{words}')")
+    rows = local.query("SELECT count(*) FROM pgbench_history")
+    local.query("SELECT pg_switch_wal()")
     until = time.monotonic() + 300
-    while local.gauges().get("flypg_archive_ready_segments", 1) > 0 and time.monotonic() < until:
+    while gauges(local).get("flypg_archive_ready_segments", 1) > 0 and time.monotonic() < until:
         time.sleep(1)
-    check = local.flypg("backups", "check", "--deep", "--json", timeout_s=3600, check=False)
+    check = local("backups", "check", "--deep", "--json")
     tell("the archive was checked; it is restored")
-    again = Local(root / "again", 0)
-    again._env = {**local._env, "FLYPG_LOCAL_DIR": str(root / "again" / "cluster")}
-    again._settings = {"FLYPG_SNAPSHOT_URL": "off"}
-    (root / "again").mkdir()
-    try:
-        again.up("--from-snapshot", "latest", "--repository", f"s3://{BUCKET}/flypg")
-        same = [again.sql("SELECT said FROM last_words") == words]
-        same.append(again.sql("SELECT count(*) FROM pgbench_history") == rows)
-    finally:
-        again.flypg("local", "down", "--destroy", "--yes", check=False)
-    return {"check": json.loads(check), "restored_the_last_row": same[0], "restored_every_row": same[1]}
+    begin = ("--from-snapshot", "latest", "--repository", f"s3://{BUCKET}/flypg")
+    with cluster(3, "FLYPG_SNAPSHOT_URL=off", begin=begin, more=local.more, where=str(root)) as again:
+        last = again.query("SELECT said FROM last_words") == words
+        every = again.query("SELECT count(*) FROM pgbench_history") == rows
+    return {
+        "check": {"exit": check.code, **check.json()},
+        "restored_the_last_row": last,
+        "restored_every_row": every,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

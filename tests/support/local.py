@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.support.ports import free_ports
 NEEDED = ("etcd", "haproxy")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PATIENCE_S = 90.0  # the machine may be busy with other tests
+PROGRAM_S = 600.0
 LAST_WORDS = 6000  # characters of each log that a failure shows
 ARCHIVING = ("FLYPG_WAL_ARCHIVE=on", "FLYPG_SNAPSHOT_FIRST_AFTER_S=86400", "FLYPG_SNAPSHOT_MIN_FREE_PERCENT=0")
 ROWS = "SELECT coalesce(string_agg(stage, ',' ORDER BY id), '') FROM story"
@@ -51,17 +52,18 @@ class Local:
     """One local cluster, and `flypg` with it as the cluster it addresses."""
 
     root: Path
+    more: Mapping[str, str] = field(default_factory=dict)  # for the environment of its commands
 
     def __call__(self, *words: str) -> Ran:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("FLYPG_", "PG"))}
         argv = [sys.executable, "-m", "flypg", *words]
         ended = subprocess.run(
             argv,
-            env=env | {"FLYPG_LOCAL_DIR": str(self.root)},
+            env=env | self.more | {"FLYPG_LOCAL_DIR": str(self.root)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PROGRAM_S,
         )
         return Ran(ended.returncode, ended.stdout, ended.stderr)
 
@@ -124,18 +126,26 @@ def port_base(nodes: int) -> int:
 
 
 @contextmanager
-def cluster(nodes: int, *settings: str, room_for: int = 0) -> Iterator[Local]:
+def cluster(
+    nodes: int,
+    *settings: str,
+    room_for: int = 0,
+    begin: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+    where: str | None = None,
+) -> Iterator[Local]:
     """A running cluster of `nodes` with these settings; afterwards it must be gone, with every process of it.
 
-    `room_for`: how many nodes its ports must do for, if more will be added.
+    `room_for`: how many nodes its ports must do for. `begin`: more options of `flypg local up`.
+    `more`: for the environment of its commands. `where`: below which directory, if not that for temporary files.
     """
-    root = Path(tempfile.mkdtemp(prefix="fp"))
+    root = Path(tempfile.mkdtemp(prefix="fp", dir=where))
     root.chmod(0o755)
-    local, most = Local(root / "c"), max(nodes, room_for)
+    local, most = Local(root / "c", more or {}), max(nodes, room_for)
     base = str(port_base(most))
     wished = [word for setting in settings for word in ("--set", setting)]
     try:
-        local.ok("local", "up", "--nodes", str(nodes), "--port-base", base, "--wait", "200", *wished)
+        local.ok("local", "up", "--nodes", str(nodes), "--port-base", base, "--wait", "200", *wished, *begin)
         yield local
     finally:
         ended = local("local", "down", "--destroy", "--yes")
