@@ -249,7 +249,7 @@ def afterwards(root: Path, local: Local) -> dict[str, Any]:
     check = local("backups", "check", "--deep", "--json")
     tell("the archive was checked; it is restored")
     begin = ("--from-snapshot", "latest", "--repository", f"s3://{BUCKET}/flypg")
-    with cluster(3, "FLYPG_SNAPSHOT_URL=off", begin=begin, more=local.more, where=str(root)) as again:
+    with cluster(3, "FLYPG_SNAPSHOT_URL=off", begin=begin, more=dict(local.more), where=str(root)) as again:
         last = again.query("SELECT said FROM last_words") == words
         every = again.query("SELECT count(*) FROM pgbench_history") == rows
     return {

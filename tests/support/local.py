@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ class Local:
     """One local cluster, and `flypg` with it as the cluster it addresses."""
 
     root: Path
-    more: Mapping[str, str] = field(default_factory=dict)  # for the environment of its commands
+    more: tuple[tuple[str, str], ...] = ()  # for the environment of its commands
 
     def __call__(self, *words: str) -> Ran:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("FLYPG_", "PG"))}
         argv = [sys.executable, "-m", "flypg", *words]
         ended = subprocess.run(
             argv,
-            env=env | self.more | {"FLYPG_LOCAL_DIR": str(self.root)},
+            env=env | dict(self.more) | {"FLYPG_LOCAL_DIR": str(self.root)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -141,7 +141,7 @@ def cluster(
     """
     root = Path(tempfile.mkdtemp(prefix="fp", dir=where))
     root.chmod(0o755)
-    local, most = Local(root / "c", more or {}), max(nodes, room_for)
+    local, most = Local(root / "c", tuple((more or {}).items())), max(nodes, room_for)
     base = str(port_base(most))
     wished = [word for setting in settings for word in ("--set", setting)]
     try:
