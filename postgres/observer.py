@@ -19,6 +19,7 @@ from postgres.connection import NotAccepting, postmaster_answers
 from postgres.controldata import HEAD, ControlData, parse, peek
 from postgres.detach import furthest, identify
 from postgres.files import free_bytes
+from postgres.flushing import Flushing
 from postgres.instance import Control, Run, Walsender
 from postgres.parts import POLL_S, Parts
 from postgres.walend import end_of_checkpoint
@@ -26,12 +27,10 @@ from postgres.walend import end_of_checkpoint
 ANSWER_S = 1.0
 PROBE_EVERY_S = 1.0
 MISSES = 3
-STALLED_S = 5.0
-STUCK_EVERY_S = 1.5
 REIDENTIFY_S = 10.0
 PENDING_EVERY_S = 30.0
-WAL_PAGE = 8192
 SEGMENT_BYTES = 16 << 20  # without room for one a server that died cannot go on
+STALLED = "flush stalled: writes do not reach the disk"
 FULL_BYTES = 1 << 20  # less than this and writes fail for lack of space, or are about to
 
 
@@ -65,11 +64,7 @@ class _Memory:
     identified_at: float = 0.0
     pending: tuple[str, ...] = ()
     pending_at: float = 0.0
-    flushed: int = 0
-    flushed_since: float = 0.0
-    stuck: dict[int, float] = field(default_factory=dict)  # who waits to write, and since when, while none is flushed
-    stuck_at: float = 0.0  # when that was last asked
-    stall: str = ""
+    flushing: Flushing = field(default_factory=Flushing)
 
 
 class Observer:
@@ -115,7 +110,7 @@ class Observer:
         if not memory.answered and memory.probe_misses < MISSES:
             return Seen(Run.STARTING)  # it has not opened its socket yet
         run = Run.HUNG if max(memory.misses, memory.probe_misses) >= MISSES else Run.UP
-        return Seen(run, fault=memory.stall)  # a disk that hung a moment ago explains the silence
+        return Seen(run, fault=STALLED if memory.flushing.stalled else "")  # explains the silence
 
     def _probe_new_connections(self, now: float) -> None:
         """Count how often in a row a new connection got no answer."""
@@ -184,24 +179,13 @@ class Observer:
         return tuple(found)
 
     async def _stalled(self, look: queries.Look, now: float) -> str:
-        """Have writes waited for the disk all the time, for several seconds? An idle or a slow server is not meant:
-        no WAL has been flushed in that time, and the same process still waits to write, or whole pages of WAL do."""
-        memory = self._memory
+        """Why writes do not reach the disk; "" while they do, however slowly."""
         assert look.flushed and look.inserted, "a primary has both"
-        flushed, inserted = parse_lsn(look.flushed), parse_lsn(look.inserted)
-        if flushed != memory.flushed:
-            memory.flushed, memory.flushed_since, memory.stuck, memory.stall = flushed, now, {}, ""
-        if now - max(memory.flushed_since, memory.stuck_at) < STUCK_EVERY_S:
-            return memory.stall
-        memory.stuck_at = now
-        waiting = await self._parts.session.ask(queries.stuck_in_writing, ANSWER_S)
-        if inserted // WAL_PAGE * WAL_PAGE > flushed + WAL_PAGE:
-            waiting |= {0}  # the walwriter takes whole pages within a fraction of a second
-        memory.stuck = {pid: memory.stuck.get(pid, now) for pid in waiting}
-        stuck_s = now - min(memory.stuck.values(), default=now)
-        stalled = stuck_s >= STALLED_S - STUCK_EVERY_S  # it waited before it was first seen
-        memory.stall = "flush stalled: writes do not reach the disk" if stalled else ""
-        return memory.stall
+        flushing = self._memory.flushing
+        if flushing.asks(parse_lsn(look.flushed), now):
+            waiting = await self._parts.session.ask(queries.stuck_in_writing, ANSWER_S)
+            flushing.saw(waiting, parse_lsn(look.inserted), now)
+        return STALLED if flushing.stalled else ""
 
     @property
     def replay_timeline(self) -> int:
