@@ -193,7 +193,7 @@ def _open(view: View, snap: Snapshot, seen: Observations, now: float) -> Decisio
     for request in snap.requests:
         if (
             not request.outcome
-            and (answered := answer(view, snap, request)) is not None
+            and (answered := answer(view, snap, request, seen.asked_for(request.id, now))) is not None
             and answered.action is not None
         ):
             return answered
@@ -216,7 +216,7 @@ def _lost(view: View, snap: Snapshot, seen: Observations, found_out: Evidence, n
             return changed
         for request in snap.requests if view.handover is None else ():
             if request.kind is RequestKind.FAILOVER and not request.outcome:
-                answered = answer(view, snap, request)
+                answered = answer(view, snap, request, seen.asked_for(request.id, now))
                 assert answered is not None, "a failover is the sentinel's to answer"
                 return answered
         there = {m.node for m in view.members if m.node in snap.reports and m.node != view.primary}

@@ -20,6 +20,7 @@ class Observations:
     absent: tuple[tuple[NodeId, float], ...] = ()  # members without a report, since when
     verdicts: tuple[tuple[NodeId, Verdict, float], ...] = ()  # what each node says of the primary, since when
     unattached: tuple[tuple[NodeId, float], ...] = ()  # members that the primary does not see streaming, since when
+    asked: tuple[tuple[str, float], ...] = ()  # requests that are open, since when
     restarting_since: float | None = None  # the primary has announced a restart
     given_since: float | None = None  # the primary of an open term has promised a later one
     silent_failover_at: float | None = None  # when a failover without first-hand evidence was last begun
@@ -33,6 +34,10 @@ class Observations:
     def unattached_for(self, node: NodeId, now: float) -> float:
         """Seconds since the primary last saw `node` streaming; 0 when it does."""
         return next((now - at for n, at in self.unattached if n == node), 0.0)
+
+    def asked_for(self, request: str, now: float) -> float:
+        """Seconds since a request that is open was first seen."""
+        return next((now - at for id_, at in self.asked if id_ == request), 0.0)
 
     def inherited(self, now: float) -> Observations:
         """What a sentinel that begins to lead keeps of what it saw before: since when standbys are away."""
@@ -56,7 +61,7 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
     if view is None:
         return Observations(since=before.since)
     stage = (view.term, view.phase, view.handover.stage if view.handover else None)
-    absent_since = dict(before.absent)
+    absent_since, asked_since = dict(before.absent), dict(before.asked)
     unattached_since = dict(before.unattached) if before.stage[:1] == (view.term,) else {}
     verdict_since = {n: (v, at) for n, v, at in before.verdicts}
     primary = snap.reports.get(view.primary) if view.primary else None
@@ -97,6 +102,7 @@ def observe(old: Observations | None, snap: Snapshot, now: float) -> Observation
         absent=tuple(absent),
         verdicts=tuple(verdicts),
         unattached=tuple(unattached),
+        asked=tuple((r.id, asked_since.get(r.id, now)) for r in snap.requests if not r.outcome),
         restarting_since=(before.restarting_since if before.restarting_since is not None else now)
         if restarting
         else None,

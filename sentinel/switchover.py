@@ -29,15 +29,21 @@ from sentinel.observe import Observations
 from sentinel.terms import promote, revoke
 
 PREPARE_MAX_S = 60.0  # a CHECKPOINT may take long on a busy primary
+PASSING_S = 3.0  # so long may last what passes by itself, before a switchover is refused for it
 SETTLE_S = 2.0  # the target's promise follows the primary's within this, or the term is opened without a target
 
 
-def begin(view: View, snap: Snapshot, request: Request) -> Decision:
-    """Start the switchover that was asked for, or refuse it with the reason."""
+def begin(view: View, snap: Snapshot, request: Request, waited_s: float) -> Decision:
+    """Start the switchover that was asked for, or refuse it with the reason. `waited_s`: since it was first seen; what
+    may pass in a moment, as a standby that has just come back and is not in the rule yet, gets that moment."""
     target = request.node or best_target(view, snap)
     why = refuse_target(view, snap, target)
     if why or target is None:
-        return Decision(Answer(request.id, f"refused: {why or 'no standby is in the rule and caught up'}"), why)
+        why = why or "no standby is in the rule and caught up"
+        named = [request.node] if request.node else [m.node for m in view.members]
+        if waited_s < PASSING_S and not all(_never(view, snap, node) for node in named):
+            return wait(f"a switchover waits for {PASSING_S:g} s at most: {why}")
+        return Decision(Answer(request.id, f"refused: {why}"), why)
     text = f"switchover from {view.primary} to {target}, asked for by {request.asked_by}"
     handover = Handover(target, request.id, HandoverStage.PREPARE)
     return Decision(PutView(replace(view, handover=handover, why=text), "switchover", text, target), text)
@@ -52,10 +58,17 @@ def refuse_target(view: View, snap: Snapshot, target: NodeId | None) -> str:
     """Why `target` cannot take over now; "" when it can."""
     if target is None:
         return "no standby is in the rule, caught up and allowed to be primary"
+    return _never(view, snap, target) or _not_yet(view, snap, target)
+
+
+def _never(view: View, snap: Snapshot, target: NodeId) -> str:
+    """Why waiting would not help."""
     if target == view.primary:
         return f"{target} is the primary already"
-    if why := may_lead(view.member(target), snap.spec):
-        return why
+    return may_lead(view.member(target), snap.spec)
+
+
+def _not_yet(view: View, snap: Snapshot, target: NodeId) -> str:
     primary = snap.reports.get(view.primary) if view.primary else None
     if primary is None:
         return f"the agent of {view.primary} does not answer"
@@ -144,11 +157,12 @@ def _stopped(view: View, snap: Snapshot, age_s: float, given_s: float) -> Decisi
     return wait(f"{primary} has stopped; waiting for {handover.target} to have reached {given.position}")
 
 
-def answer(view: View, snap: Snapshot, request: Request) -> Decision | None:
-    """Deal with a request in an open term without a switchover under way; None: it is not the sentinel's to answer."""
+def answer(view: View, snap: Snapshot, request: Request, waited_s: float) -> Decision | None:
+    """Deal with a request in an open term without a switchover under way; None: it is not the sentinel's to answer.
+    `waited_s`: since it was first seen."""
     match request.kind:
         case RequestKind.SWITCHOVER:
-            return begin(view, snap, request)
+            return begin(view, snap, request, waited_s)
         case RequestKind.REMOVE:
             return _remove(view, snap, request)
         case RequestKind.FAILOVER:
