@@ -110,6 +110,7 @@ async def _run(settings: Settings, reload: Callable[[], Settings] | None) -> int
             how = await asked.get()
             log.info("asked to end", extra={"signal": how.name})
             if how in (signal.SIGTERM, signal.SIGINT):
+                node.keeper.ending = True
                 await hand_over(node.keeper, node.store, parts.stop_within_s, log)
             raise _Ended
     except* _Ended:

@@ -102,6 +102,7 @@ class Keeper:
         self.looked_at = float("-inf")  # boottime of the last look
         self.memory = Memory()
         self.problem = ""
+        self.ending = False  # the agent was asked to end: what is stopped stays so, unless others need its word
         self.drained: Callable[[str], bool] = lambda request: True  # do this node's routers hold, for that switchover?
         self._store = store
         self._lease_keeper = lease
@@ -234,6 +235,7 @@ class Keeper:
             unattached_since=m.unattached_since,
             wal_checked=m.wal_checked,
             down_since=m.down_since,
+            ending=self.ending,
             last_start=m.last_start,
             waits_since=m.waits_since,
             last_job_failed=m.last_job_failed,

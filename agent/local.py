@@ -39,6 +39,7 @@ class Local:
     unattached_since: float | None = None  # it runs as a standby, has an upstream, and does not stream
     wal_checked: float | None = None  # when its upstream was last asked for the WAL it needs
     down_since: float | None = None
+    ending: bool = False  # this agent was asked to end
     last_start: float | None = None
     waits_since: float | None = None  # recovers from WAL it may lack: not a primary's own, which crash recovery has
     last_job_failed: float | None = None

@@ -202,6 +202,8 @@ def _copy(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
 def _start(snap: Snapshot, view: View, local: Local, upstream: Upstream) -> Plan:
     inst = local.instance
     control = inst.control
+    if local.ending and view.phase is Phase.OPEN:  # else the others may need to know where its WAL ends
+        return Plan(None, "this agent ends: PostgreSQL stays as it is")
     if inst.job is not None and inst.job.kind is JobKind.REWIND and inst.job.error:
         if _may_be_remade(snap, view, local.me):
             return Plan(Copy(upstream), f"rewinding failed ({inst.job.error}): copy afresh")

@@ -250,15 +250,16 @@ LEFT_IN_WAL_FILE = """SELECT CASE WHEN current_setting('archive_mode') = 'off'
     OR EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical') THEN 0
   ELSE pg_size_bytes(current_setting('wal_segment_size'))
     - (pg_walfile_name_offset(pg_current_wal_insert_lsn())).file_offset END"""
-PIECE, PIECES = 1 << 18, 8  # bytes, and how many are written before others get their turn
+PIECE, PIECES = 1 << 18, 4  # bytes, and how many are written before others get their turn
 LARGEST_FILL = 64 << 20
 FILL = "SELECT count(pg_logical_emit_message(false, 'flypg', repeat('.', %s))) FROM generate_series(1, %s)"
 FLUSH = "SELECT pg_logical_emit_message(true, 'flypg', '')"
 
 
 async def fill_wal_file(connection: Connection, keep_bytes: int) -> int:
-    """Write the current WAL file full but for some `keep_bytes`, on the disk of this server; the bytes written. Nothing
-    where nothing is archived; nor where there are logical slots, whose readers would see it."""
+    """Write the current WAL file full but for some `keep_bytes`; the bytes written. Nothing where nothing is archived;
+    nor where there are logical slots, whose readers would see it. It goes at the pace of the standbys whose word
+    commits wait for: clients' commits are behind one megabyte of it at most, not behind all."""
     written, most = 0, LARGEST_FILL
     while True:
         row = await (await connection.execute(LEFT_IN_WAL_FILE)).fetchone()
@@ -269,7 +270,7 @@ async def fill_wal_file(connection: Connection, keep_bytes: int) -> int:
         if pieces <= 0 or most > LARGEST_FILL or written >= most:
             return written
         if not written:
-            await connection.execute("SET synchronous_commit = local")
+            await connection.execute("SET synchronous_commit = on")
         await connection.execute(FILL, (PIECE, pieces))
         await connection.execute(FLUSH)
         written += pieces * PIECE

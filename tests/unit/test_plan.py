@@ -429,6 +429,18 @@ STORIES: list[tuple[str, Snapshot, Local, Step | None]] = [
         StartStandby(upstream(B, NEXT)),
     ),
     (
+        "not when its agent ends: it would be stopped again at once, and clients need the processors",
+        snap(promoting(phase=Phase.OPEN)),
+        local("a", down("shut down", control=control("shut down", 3, 899)), disk=disk(TERM), ending=True),
+        None,
+    ),
+    (
+        "but others may need to know where its WAL ends, even then",
+        snap(revoking()),
+        local("a", down(), down_since=98.0, ending=True),
+        StartStandby(None),
+    ),
+    (
         "a fork is rewound",
         snap(promoting(phase=Phase.OPEN), primary(B, checkpoint_timeline=4)),
         local("a", down(), known_end=at(901)),
