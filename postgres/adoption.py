@@ -51,11 +51,18 @@ OF_THE_MACHINE = frozenset(
         "external_pid_file",
     }
 )
+SINGLE_USER = (  # what its own postgresql.conf says is not for us
+    *("logging_collector=off", "archive_mode=off", "synchronous_standby_names=", "default_transaction_read_only=off"),
+    *("statement_timeout=0", "lock_timeout=0", "search_path=pg_catalog", "client_min_messages=notice"),
+    *("default_transaction_isolation=read committed", "log_min_messages=warning", "lc_messages=C"),
+)
 SQL = (
     f"CREATE ROLE {SUPERUSER} SUPERUSER LOGIN REPLICATION;",  # an error when it exists, and the next line mends it
     f"ALTER ROLE {SUPERUSER} SUPERUSER LOGIN REPLICATION;",
     "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name ~ '^stolon_' AND NOT active;",
-    f"SELECT 'ready' AS flypg FROM pg_roles WHERE rolname = '{SUPERUSER}' AND rolsuper;",
+    "CREATE DATABASE postgres TEMPLATE template0;",  # the same: flypg works there, and some drop it
+    f"SELECT 'ready' AS flypg FROM pg_roles, pg_database"
+    f" WHERE rolname = '{SUPERUSER}' AND rolsuper AND datname = 'postgres';",
 )
 
 
@@ -193,22 +200,36 @@ def _give(directory: Path, uid: int, gid: int) -> None:
         _give(wal.resolve(), uid, gid)
 
 
+def complaint(said: bytes) -> str:
+    """The last line in which PostgreSQL complains of something unexpected; else its last words. Pure."""
+    lines = command.last_words(said).splitlines()
+    marks = ("ERROR:", "FATAL:", "PANIC:")
+    found = [line for line in lines if any(mark in line for mark in marks) and "already exists" not in line]
+    return found[-1].strip() if found else " ".join(lines)
+
+
 async def prepare(parts: Parts) -> None:
     """Before the first start as primary: our user exists, and nothing of stolon's holds WAL. Safe to repeat."""
     config, files = parts.config, parts.files
     files.write_all(files.without_rule(), gate_open=False)
     files.remove_signals()
     remove(config.pgdata / "postmaster.pid")  # `inspect` saw that nobody runs
-    output = await command.run(
-        [
-            config.binaries / "postgres",
-            *("--single", "-D", config.pgdata, "-c", f"config_file={files.main_path}"),
-            *("-c", "logging_collector=off", "-c", "archive_mode=off", "-c", "synchronous_standby_names=", "postgres"),
-        ],
-        timeout_s=FIRST_START_S,
-        user=parts.owner,
-        stdin="".join(f"{line}\n" for line in SQL).encode(),
-    )
+    said: list[bytes] = []
+    try:
+        output = await command.run(
+            [
+                config.binaries / "postgres",
+                *("--single", "-D", config.pgdata, "-c", f"config_file={files.main_path}"),
+                *(word for setting in SINGLE_USER for word in ("-c", setting)),
+                "template1",  # there is always one, and in this mode it lets us in
+            ],
+            timeout_s=FIRST_START_S,
+            user=parts.owner,
+            stdin="".join(f"{line}\n" for line in SQL).encode(),
+            on_stderr=said.append,
+        )
+    except CommandFailed as error:
+        raise CommandFailed(complaint(b"".join(said)) or str(error)) from error
     if b'flypg = "ready"' not in output:
-        raise CommandFailed(f"postgres --single did not make the user {SUPERUSER}: {command.last_words(output)}")
+        raise CommandFailed(f"postgres --single did not make the user {SUPERUSER}: {complaint(b''.join(said))}")
     remove(config.conf / NOTE)

@@ -71,10 +71,39 @@ def _first_line(error: psycopg.Error) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# What users set for theirs, in the configuration, for a database or a role, is not for sessions of ours: a statement
+# limit would end the wait for a standby, and another search path has our statements call somebody's functions.
+OWN_SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "statement_timeout=0",
+        "lock_timeout=0",
+        "idle_in_transaction_session_timeout=0",
+        "default_transaction_read_only=off",
+        r"default_transaction_isolation=read\ committed",
+        "search_path=pg_catalog",
+    )
+)
+SINCE = ((140000, "SET idle_session_timeout = 0"), (170000, "SET transaction_timeout = 0"))  # unknown to those before
+
+
+async def open_session(**parameters: Any) -> Connection:
+    """A session of ours, whatever users have set for theirs. Raises psycopg.Error."""
+    connection = await psycopg.AsyncConnection.connect(autocommit=True, options=OWN_SESSION, **parameters)
+    try:
+        known = "; ".join(query for version, query in SINCE if connection.info.server_version >= version)
+        if known and "replication" not in parameters:
+            await connection.execute(known)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
 async def _connect(timeout_s: float, **parameters: Any) -> Connection:
     try:
         async with asyncio.timeout(timeout_s):
-            return await psycopg.AsyncConnection.connect(autocommit=True, **parameters)
+            return await open_session(**parameters)
     except TimeoutError:
         raise PostgresUnavailable(f"a new connection got no answer within {timeout_s:g} s") from None
     except psycopg.Error as error:

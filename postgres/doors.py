@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from cluster.errors import PostgresUnavailable
-from postgres.connection import Connection, cut
+from postgres.connection import Connection, cut, open_session
 from postgres.monitor import translated
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def remote_doors(host: str, port: int, user: str, password: str, *, within_s: fl
     async def connect(database: str) -> Connection:
         try:
             async with asyncio.timeout(within_s):
-                return await psycopg.AsyncConnection.connect(
+                return await open_session(
                     host=host,
                     port=port,
                     user=user,
@@ -68,8 +68,6 @@ def remote_doors(host: str, port: int, user: str, password: str, *, within_s: fl
                     dbname=database,
                     application_name="flypg",
                     sslmode="prefer",
-                    autocommit=True,
-                    options="-c search_path=pg_catalog -c default_transaction_read_only=off",
                 )
         except TimeoutError:
             raise PostgresUnavailable(f"PostgreSQL at {host}:{port} did not answer within {within_s:g} s") from None

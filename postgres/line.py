@@ -18,6 +18,8 @@ from typing import Any
 
 import psycopg
 
+from postgres.connection import open_session
+
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 
 
@@ -81,7 +83,7 @@ class Line:
         }
         with contextlib.suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(timeout_s):
-                return cls(await psycopg.AsyncConnection.connect(host=host, port=port, autocommit=True, **parameters))
+                return cls(await open_session(host=host, port=port, **parameters))
         return None
 
     def ask(self) -> None:
