@@ -105,7 +105,8 @@ def take_snapshot(
             f"the server is system {facts.system_id}, but the repository's path is {path.name}: not the same cluster"
         )
     started_at = wall()
-    writer = PartWriter(codec, path.put_part, part_bytes=options.part_bytes, uploaders=options.uploaders)
+    sizes = {"part_bytes": options.part_bytes, "uploaders": options.uploaders}
+    writer = PartWriter(codec, path.put_sealed, seal=path.seal_part, **sizes)
     sink = _Sink(path, snapshot, writer)
     ended, parts = _pour(conninfo, snapshot, sink, writer, codec, options, progress)
     manifest = path.put_manifest(snapshot, b"".join(sink.manifest_pieces))

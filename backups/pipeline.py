@@ -9,6 +9,7 @@ that comes compressed is cut wherever a part is full.
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 from collections.abc import Callable
@@ -25,10 +26,18 @@ class PartWriter:
     """Takes the bytes of one archive after another; hands each part to `put(key, frame)` in parallel."""
 
     def __init__(
-        self, codec: Codec, put: Callable[[str, bytes], Part], *, part_bytes: int = 8 << 20, uploaders: int = 2
+        self,
+        codec: Codec,
+        put: Callable[[str, bytes], Part],
+        *,
+        seal: Callable[[str, bytes], tuple[str, bytes]] | None = None,
+        part_bytes: int = 8 << 20,
+        uploaders: int = 2,
     ) -> None:
+        """`seal`: what makes of a frame and its key those that `put` gets; None: they are put as they are."""
         self._codec = codec
         self._put = put
+        self._seal = seal
         self._part_bytes = part_bytes
         self._batch: list[bytes | memoryview] = []
         self._batched = 0
@@ -118,17 +127,18 @@ class PartWriter:
         archive, number, packed = "", 0, False
         key_of: Callable[[int], str] | None = None
         frame: Any = None
-        pieces: list[bytes] = []
-        raw = stored = 0
+        part = io.BytesIO()  # grows where it is, and is given away as it is: no second copy
+        raw = 0
 
         def end_part() -> None:
-            nonlocal frame, pieces, raw, stored, number
+            nonlocal frame, part, raw, number
             if frame is not None:
-                pieces.append(frame.flush())
-            if pieces and key_of is not None:
-                self._send(self._ready, (archive, number, key_of(number), b"".join(pieces)))
+                part.write(frame.flush())
+            if part.tell() and key_of is not None:
+                full, part = part.getvalue(), io.BytesIO()
+                self._send(self._ready, (archive, number, key_of(number), full))
                 number += 1
-            frame, pieces, raw, stored = None, [], 0, 0
+            frame, part, raw = None, io.BytesIO(), 0
 
         while (item := self._receive(self._raw)) is not None:
             if isinstance(item, tuple):
@@ -138,11 +148,9 @@ class PartWriter:
                 continue
             if frame is None and not packed:
                 frame = self._codec.stream()
-            piece = item if packed else frame.compress(item)
-            pieces.append(piece)
+            part.write(item if packed else frame.compress(item))
             raw += len(item)
-            stored += len(piece)
-            if stored >= self._part_bytes or raw >= RAW_LIMIT * self._part_bytes:
+            if part.tell() >= self._part_bytes or raw >= RAW_LIMIT * self._part_bytes:
                 end_part()
         if not self._stopping.is_set():
             end_part()
@@ -153,7 +161,11 @@ class PartWriter:
     def _upload_all(self) -> None:
         while (item := self._receive(self._ready)) is not None:
             archive, number, key, frame = item
+            item = None
+            if self._seal is not None:
+                key, frame = self._seal(key, frame)  # while it is sent, no second copy is in memory
             part = self._put(key, frame)
+            frame = b""
             with self._lock:
                 self._parts[archive][number] = part
                 self.stored_bytes += part.size

@@ -117,8 +117,16 @@ class Path:
 
     def put_part(self, key: str, frame: bytes) -> Part:
         """Store a piece of a zstd stream. `key` has no suffix of encryption."""
+        return self.put_sealed(*self.seal_part(key, frame))
+
+    def seal_part(self, key: str, frame: bytes) -> tuple[str, bytes]:
+        """The first half of `put_part`, after which the frame may be let go: its key and what is to be stored."""
         key += self._codec.suffix
-        return self._put_part(key, self._codec.seal(frame, key))
+        return key, self._codec.seal(frame, key)
+
+    def put_sealed(self, key: str, data: bytes) -> Part:
+        """The second half."""
+        return self._put_part(key, data)
 
     def opens(self, record: SnapshotRecord) -> bool:
         """Is the key given that `record` was sealed with?"""
