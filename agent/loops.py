@@ -19,6 +19,7 @@ TURN_MAX_S = 180.0  # a CHECKPOINT before a switchover may take long; everything
 SOON_S = 0.008
 SOONEST_GROWTH = 1.25
 TICK_S = 1.0
+SUSPECT_S = 0.25
 LOOKED_S = 1.5  # an idle keeper looks more often
 SENTINEL_TICK_S = 0.5
 SENTINEL_FOUNDING_S = 0.1  # somebody waits for a new cluster
@@ -71,7 +72,7 @@ async def keeper_loop(
             soon_s = min(TICK_S, soon_s * SOONEST_GROWTH)
             continue
         soon_s = SOON_S
-        await wake.wait(TICK_S)
+        await wake.wait(SUSPECT_S if keeper.seen is not None and keeper.seen.suspect else TICK_S)
 
 
 async def sentinel_loop(sentinel: Sentinel, wake: Wake, log: logging.Logger) -> Never:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STALLED_S = 4.0  # writes that have waited for so long will not come through soon; a failover takes half a second
+STALLED_S = 3.5  # writes that have waited for so long will not come through soon; a failover takes half a second
 STUCK_AFTER_S = 1.5  # nothing was flushed for so long: who waits to write?
 STUCK_EVERY_S = 0.5  # how often that is asked while somebody does
 WAL_PAGE = 8192

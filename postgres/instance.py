@@ -121,6 +121,7 @@ class InstanceState:
     fault: str = ""  # first-hand evidence beyond death and hanging: WAL volume full, fsync failing, flush stalled
     data_generation: int = 0  # counts replacements of the data directory
     settings_generation: str = ""  # postgres.config.settings_fingerprint of what its files hold; "" means unknown
+    suspect: bool = False  # writes have waited for the disk for a while; look again sooner than usual
     slots: frozenset[str] = field(default_factory=frozenset)  # physical slots that exist
     databases: str = ""  # of a primary: differs once a database was made
 

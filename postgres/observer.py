@@ -45,6 +45,7 @@ class Seen:
     walsenders: tuple[Walsender, ...] = ()
     pending_restart: tuple[str, ...] = ()
     fault: str = ""
+    suspect: bool = False
 
 
 @dataclass(slots=True)
@@ -137,7 +138,8 @@ class Observer:
             position, replayed = Position(int(look.timeline, 16), parse_lsn(look.flushed)), None
             memory.replay_timeline = 0
             fault = await self._stalled(look, now)
-        return Seen(run, look, position, replayed, self._walsenders(look), memory.pending, fault or self.full_volume())
+        senders, suspect = self._walsenders(look), bool(memory.flushing.stuck)
+        return Seen(run, look, position, replayed, senders, memory.pending, fault or self.full_volume(), suspect)
 
     async def _standby_position(self, look: queries.Look, now: float) -> tuple[Position | None, int | None]:
         if look.replayed is None:

@@ -106,6 +106,7 @@ class LocalInstance:
             upstream=files.dynamic.upstream,
             gate_open=files.gate_open and not down,
             names=files.dynamic.names,
+            suspect=seen.suspect,
             fault=seen.fault or (self._observer.why_it_died(self._launcher.logged) if died and not news else ""),
             data_generation=files.generation,
             settings_generation=files.fingerprint,
