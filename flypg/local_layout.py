@@ -77,6 +77,18 @@ class Layout:
     def endpoints(self) -> str:
         return ",".join(f"{HOST}:{member.client}" for member in self.etcd())
 
+    def lent_out(self, kernels_range: str) -> str:
+        """What to say when the kernel gives these ports to outgoing connections, too; "" when it does not. Pure.
+        `kernels_range`: net.ipv4.ip_local_port_range as the kernel shows it, like "32768\t60999"."""
+        low, high = (int(word) for word in kernels_range.split())
+        first, last = self.port_base, self.port_base + 100 * self.nodes - 1
+        if last < low or first > high:
+            return ""
+        return (
+            f"note: ports {first} to {last} are in the range of outgoing connections ({low} to {high}): one may be taken"
+            " while what listens on it restarts; another --port-base is safer"
+        )
+
     def ports(self, node: str) -> Ports:
         base = self.port_base + 100 * (int(node[1:]) - 1)
         return Ports(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
@@ -27,6 +28,7 @@ from flypg.target import connected, local_target
 
 LOWEST_BASE = 1100  # etcd's ports lie below it, and all of them above those only root may use
 HIGHEST_NODES = 50
+LENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def up(args: argparse.Namespace) -> Reply:
@@ -35,6 +37,9 @@ def up(args: argparse.Namespace) -> Reply:
     layout = wanted_layout(args, root, local.load(root))
     programs = require()
     progress = Progress()
+    with contextlib.suppress(OSError, ValueError):
+        if args.port_base and (note := layout.lent_out(LENT_PORTS.read_text())):
+            progress.done(note)
     for name in layout.names:
         local.check_settings(layout, name)
     local.prepare(layout, programs)

@@ -36,6 +36,14 @@ def test_no_two_things_share_a_port() -> None:
     assert len(used) == len(set(used))
 
 
+@pytest.mark.parametrize(
+    ("kernels_range", "lent"),
+    [("32768\t60999\n", False), ("1024\t65535", True), ("15699\t15800", True), ("1024\t15399", False)],
+)
+def test_ports_that_outgoing_connections_may_take_are_named(kernels_range: str, lent: bool) -> None:
+    assert ("ports 15400 to 15699" in LAYOUT.lent_out(kernels_range)) is lent
+
+
 def test_a_layout_is_read_back_as_written() -> None:
     layout = replace(LAYOUT, settings=(("FLYPG_LEASE_TTL_S", "10"),), port_base=2000)
     assert parse_layout(layout.root, layout.dump()) == layout
