@@ -85,8 +85,8 @@ class Layout:
         if last < low or first > high:
             return ""
         return (
-            f"note: ports {first} to {last} are in the range of outgoing connections ({low} to {high}): one may be taken"
-            " while what listens on it restarts; another --port-base is safer"
+            f"note: ports {first} to {last} are in the range of outgoing connections ({low} to {high}): one may be"
+            " taken while what listens on it restarts; another --port-base is safer"
         )
 
     def ports(self, node: str) -> Ports:
