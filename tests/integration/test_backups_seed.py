@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -202,9 +201,8 @@ def test_of_each_version_without_an_archive(version: int) -> None:
     if why := missing(version):
         pytest.skip(why)
     with binaries(version) as programs:
-        tool = subprocess.run([programs / "pg_verifybackup", "--version"], capture_output=True, timeout=30, check=False)
-        if tool.returncode != 0:
-            pytest.skip(f"PostgreSQL {version}: pg_verifybackup of this build does not even tell its version")
+        if not (programs / "pg_controldata").exists():
+            pytest.skip(f"PostgreSQL {version}: this build has no pg_controldata")
         server = PgServer(binaries=programs)
         try:
             server.initdb()
