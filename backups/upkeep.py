@@ -69,13 +69,24 @@ def _old_pieces(path: Path, before: float) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Hole:
+    """Moments that cannot be restored: WAL is missing, and a later snapshot begins after it."""
+
+    from_lsn: int
+    until_lsn: int
+    segment: str  # the first one that is missing
+    snapshot: str  # the one after it
+
+
+@dataclass(frozen=True, slots=True)
 class Reach:
     """The moments that can be restored, along the newest timeline."""
 
     timeline: int
     first_lsn: int
     last_lsn: int
-    gap: str  # the first segment that is missing before later ones; "" means there is none
+    gap: str  # the first segment that is missing before later ones, with no snapshot after it; "" means there is none
+    holes: tuple[Hole, ...] = ()  # gaps that a snapshot has closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,7 @@ def audit(path: Path, *, deep: bool = False, progress: Callable[[str], None] | N
         problems += path.histories(names)[1]
     reach = reach_of(path, snapshots, names)
     if reach is not None and reach.gap:
-        problems.append(f"the WAL has a gap: {reach.gap} is not archived, later segments are")
+        problems.append(f"the WAL has a gap: {reach.gap} is not archived, later segments are; a snapshot closes it")
     conflicts = tuple(info.key for info in path.stored("conflict/"))
     problems.extend(f"WAL was refused because other content has its name: {key}" for key in conflicts)
     return Audit(tuple(snapshots), tuple(problems), tuple(garbage), conflicts, len(names), reach)
@@ -184,8 +195,18 @@ def reach_of(path: Path, snapshots: list[SnapshotRecord], names: list[str]) -> R
     if line is None:
         return Reach(tip, 0, 0, f"{tip:08X}.history")
     own = {f.timeline for f in line} | {tip}
-    first = next((s for s in snapshots if s.timeline in own), snapshots[-1])
-    beyond = unbroken_until(first.start_lsn // size, size, tip, line, segments)
-    later = any(s.number > beyond and s.timeline == timeline_at(s.number, size, tip, line) for s in segments)
-    gap = layout.Segment(timeline_at(beyond, size, tip, line), beyond).name(size) if later else ""
-    return Reach(tip, first.stop_lsn, max(beyond * size, first.stop_lsn), gap)
+    on_line = [s for s in snapshots if s.timeline in own] or [snapshots[-1]]
+    begin, gap, holes = on_line[0], "", []
+    while True:
+        beyond = unbroken_until(begin.start_lsn // size, size, tip, line, segments)
+        last_lsn = max(beyond * size, begin.stop_lsn)
+        if not any(s.number > beyond and s.timeline == timeline_at(s.number, size, tip, line) for s in segments):
+            break
+        name = layout.Segment(timeline_at(beyond, size, tip, line), beyond).name(size)
+        after = next((s for s in on_line if s.start_lsn // size > beyond), None)
+        if after is None:
+            gap = name
+            break
+        holes.append(Hole(last_lsn, after.stop_lsn, name, after.id))
+        begin = after
+    return Reach(tip, on_line[0].stop_lsn, last_lsn, gap, tuple(holes))

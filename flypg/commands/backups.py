@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from backups.policy import RunHistory
 from backups.repository import wal_name
-from backups.upkeep import audit, reach_of
+from backups.upkeep import Reach, audit, reach_of
 from backups.upkeep import sweep as carry_out
 from cluster.errors import StoreUnavailable
 from cluster.model import format_lsn
@@ -31,6 +31,7 @@ def check(args: argparse.Namespace) -> Reply:
         lines.append(
             f"restorable to any moment up to {format_lsn(found.reach.last_lsn)}, timeline {found.reach.timeline}"
         )
+        lines += holes(found.reach)
     lines += [f"PROBLEM  {p}" for p in found.problems]
     lines += [f"garbage  {g}: was never committed; removed a day after it was last written" for g in found.garbage]
     if not found.problems:
@@ -42,6 +43,15 @@ def check(args: argparse.Namespace) -> Reply:
         "reach": asdict(found.reach) if found.reach else None,
     }
     return Reply(Exit.FAILED if found.problems else Exit.OK, "\n".join(lines), body)
+
+
+def holes(reach: Reach) -> list[str]:
+    """What lies within reach and cannot be restored, a line each. Pure."""
+    return [
+        f"but not between {format_lsn(h.from_lsn)} and {format_lsn(h.until_lsn)}:"
+        f" WAL from {h.segment} on is not archived, {h.snapshot} begins after it"
+        for h in reach.holes
+    ]
 
 
 def sweep(args: argparse.Namespace) -> Reply:
@@ -89,6 +99,7 @@ def status(args: argparse.Namespace) -> Reply:
     if reach is not None:
         gap = f", with a gap at {reach.gap}" if reach.gap else ""
         lines.append(f"restorable     up to {format_lsn(reach.last_lsn)} on timeline {reach.timeline}{gap}")
+        lines += [f"               {hole}" for hole in holes(reach)]
     lines += [f"PROBLEM        {i}: its record cannot be read: {why}" for i, why in catalogue.damaged]
     history = _history(args)
     if history is not None:
