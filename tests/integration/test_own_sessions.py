@@ -27,7 +27,8 @@ HARD = {
     "default_transaction_read_only": "on",
     "default_transaction_isolation": "serializable",
 }
-SINCE = {14: {"idle_session_timeout": "1ms"}, 17: {"transaction_timeout": "1ms"}}
+# these begin before a session of ours can say otherwise, so a busy machine must be given time to say it
+SINCE = {14: {"idle_session_timeout": "1s"}, 17: {"transaction_timeout": "1s"}}
 EASY = {name: "0" for name in (*HARD, "idle_session_timeout", "transaction_timeout")} | {
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
@@ -60,8 +61,8 @@ def test_no_setting_of_users_reaches_a_session_of_ours(version: int) -> None:
                 sockets = {"host": str(server.sockets), "port": server.port, "user": "postgres", "dbname": "postgres"}
                 connection = await open_session(**sockets)
                 try:
-                    await asyncio.sleep(0.1)  # idle
-                    await connection.execute("SELECT pg_sleep(0.1)")
+                    await asyncio.sleep(1.2)  # idle
+                    await connection.execute("SELECT pg_sleep(1.2)")
                     found = {}
                     for name in (*hard, "search_path"):
                         row = await (await connection.execute(f"SHOW {name}")).fetchone()  # type: ignore[arg-type]
