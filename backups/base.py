@@ -105,8 +105,9 @@ def take_snapshot(
             f"the server is system {facts.system_id}, but the repository's path is {path.name}: not the same cluster"
         )
     started_at = wall()
-    sizes = {"part_bytes": options.part_bytes, "uploaders": options.uploaders}
-    writer = PartWriter(codec, path.put_sealed, seal=path.seal_part, **sizes)
+    part_bytes = options.part_bytes * 3 // 4 if codec.key else options.part_bytes  # sealing has each in memory twice
+    uploaders = options.uploaders
+    writer = PartWriter(codec, path.put_sealed, seal=path.seal_part, part_bytes=part_bytes, uploaders=uploaders)
     sink = _Sink(path, snapshot, writer)
     ended, parts = _pour(conninfo, snapshot, sink, writer, codec, options, progress)
     manifest = path.put_manifest(snapshot, b"".join(sink.manifest_pieces))
