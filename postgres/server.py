@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from cluster.clock import Clock
-from cluster.errors import FlypgError, InstanceError
+from cluster.errors import FlypgError, InstanceError, PostgresUnavailable
 from cluster.model import NodeId, Position, Rule, Upstream
 from postgres import adoption, command, promotion, queries, rules, server_log, settings, slots
 from postgres import detach as detaching
@@ -32,6 +32,7 @@ from postgres.server_files import ServerFiles
 
 PRUNE_EVERY_S = 60.0
 CHECKPOINT_S = 120.0
+FILL_S = 2.0  # the keeper does nothing else meanwhile, not even take a standby that is gone out of the rule
 WAL_LEFT_BYTES = 1 << 19  # in the current WAL file before a planned stop: for what clients write until then
 ROLES_S = 10.0
 HAND_OVER_S = 5.0
@@ -250,7 +251,8 @@ class LocalInstance:
     async def prepare_stop(self) -> None:
         async with helper(self.config, "flypg_checkpoint") as connection:
             await bounded(connection, queries.checkpoint(connection), CHECKPOINT_S)
-            await bounded(connection, queries.fill_wal_file(connection, WAL_LEFT_BYTES), CHECKPOINT_S)
+            with contextlib.suppress(PostgresUnavailable):  # what is not filled now is filled while clients are held
+                await bounded(connection, queries.fill_wal_file(connection, WAL_LEFT_BYTES), FILL_S)
 
     async def ensure_roles(self) -> None:
         """Create flypg's users, or give them the passwords of the configuration. On a primary, once after founding."""

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.clock import SystemClock
 from cluster.errors import InstanceError
-from cluster.model import Disk, NodeId, Position, Promise, lone_rule
+from cluster.model import Disk, NodeId, Position, Promise, Rule, lone_rule
 from postgres.config import NOBODY_NAMES, settings_fingerprint
 from postgres.disk import StateFile
 from postgres.instance import Data, Run
@@ -83,6 +83,21 @@ def test_a_stop_that_is_prepared_has_little_of_the_wal_file_left_to_fill(archive
             await node.instance.prepare_stop()
             ((left,),) = node.sql(LEFT)
             assert (left < 1 << 20) is filled
+
+    run(story)
+
+
+def test_a_stop_is_prepared_though_no_standby_confirms_any_more() -> None:
+    """Its keeper has to take them out of the rule, and does nothing else meanwhile."""
+
+    async def story(made: Servers) -> None:
+        node = await made.primary(archive_command="true")
+        node.sql("SELECT pg_switch_wal()")
+        with pytest.raises(InstanceError, match="no standby confirmed"):
+            await node.instance.apply_rule(Rule(1, node.name, frozenset({NodeId("gone")}), 1))
+        async with asyncio.timeout(20):
+            await node.instance.prepare_stop()
+        assert (await node.instance.observe()).run is Run.UP
 
     run(story)
 
