@@ -135,8 +135,7 @@ class PartWriter:
             if frame is not None:
                 part.write(frame.flush())
             if part.tell() and key_of is not None:
-                full, part = part.getvalue(), io.BytesIO()
-                self._send(self._ready, (archive, number, key_of(number), full))
+                self._send(self._ready, (archive, number, key_of(number), part.getvalue()))
                 number += 1
             frame, part, raw = None, io.BytesIO(), 0
 

@@ -124,19 +124,16 @@ class Path:
         key += self._codec.suffix
         return key, self._codec.seal(frame, key)
 
-    def put_sealed(self, key: str, data: bytes) -> Part:
-        """The second half."""
-        return self._put_part(key, data)
-
     def opens(self, record: SnapshotRecord) -> bool:
         """Is the key given that `record` was sealed with?"""
         return self._codec.opens(record.encrypted_with)
 
     def put_manifest(self, snapshot: str, manifest: bytes) -> Part:
         key = f"{layout.manifest_key(snapshot)}.zst{self._codec.suffix}"
-        return self._put_part(key, self._codec.pack(manifest, key))
+        return self.put_sealed(key, self._codec.pack(manifest, key))
 
-    def _put_part(self, key: str, data: bytes) -> Part:
+    def put_sealed(self, key: str, data: bytes) -> Part:
+        """The second half of `put_part`. Raises DifferentContent when other content has the key."""
         if not self._store.put(self._full(key), data) and self._store.get(self._full(key)) != data:
             raise DifferentContent(f"{self.describe()}: {key} exists with other content")
         return Part(key, len(data), sha256(data))

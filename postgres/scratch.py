@@ -20,6 +20,7 @@ import psycopg
 
 from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
 from postgres.command import Account, last_words, reap, run, spawn
+from postgres.connection import OWN_SESSION, open_session
 from postgres.controldata import ControlData, parse
 from postgres.defaults import SMALL_MB
 from postgres.files import make_directory, write_atomically
@@ -63,7 +64,8 @@ class ScratchServer:
 
     async def tool(self, name: str, *arguments: str | Path, timeout_s: float) -> str:
         """Run one of PostgreSQL's programs as the server's user. Raises CommandFailed, CommandTimedOut."""
-        output = await run([self._program(name), *arguments], timeout_s=timeout_s, user=self._user)
+        env = {"PGOPTIONS": OWN_SESSION}
+        output = await run([self._program(name), *arguments], timeout_s=timeout_s, user=self._user, env=env)
         return output.decode(errors="replace")
 
     async def start(self, settings: Mapping[str, str]) -> None:
@@ -130,8 +132,8 @@ class ScratchServer:
     @asynccontextmanager
     async def connection(self, database: str = "postgres") -> Any:
         try:
-            connection = await psycopg.AsyncConnection.connect(
-                host=str(self.home), port=PORT, user="postgres", dbname=database, autocommit=True, connect_timeout=10
+            connection = await open_session(
+                host=str(self.home), port=PORT, user="postgres", dbname=database, connect_timeout=10
             )
         except psycopg.OperationalError as error:
             raise PostgresUnavailable(f"the scratch server does not answer: {error}") from error

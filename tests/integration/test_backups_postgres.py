@@ -152,6 +152,9 @@ def test_a_snapshot_is_proven_by_restoring_it(server: PgServer) -> None:
     server.sql("CREATE TABLE far (n int) TABLESPACE elsewhere")
     server.sql("INSERT INTO far SELECT generate_series(1, 5000)")
     write(server, "x")
+    server.sql("CREATE DATABASE theirs")  # what users set for their sessions is not for a restore test
+    server.sql("ALTER DATABASE theirs SET statement_timeout = '1ms'")
+    server.sql("ALTER DATABASE theirs SET default_transaction_read_only = on")
     record = snapshot(server, path, codec, "a")
     assert len(record.archives) == 2
     scratch = server.root / "scratch"
