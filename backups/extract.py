@@ -12,6 +12,7 @@ from backups.errors import ObjectDamaged, RestoreRefused
 from backups.manifest import FileCheck, read_manifest
 from backups.repository import Path
 from backups.untar import Untar
+from backups.writeback import WriteBack
 from postgres.command import Account
 
 
@@ -50,8 +51,8 @@ def unpack(
             return manifest.check(prefix + name) if manifest is not None else None
 
         try:
-            with plain(path, archive.parts, tell) as pieces:
-                Untar(target, owner, check).all(pieces)
+            with plain(path, archive.parts, tell) as pieces, WriteBack() as disk:
+                Untar(target, owner, disk, check).all(pieces)
         except ObjectDamaged as error:
             raise ObjectDamaged(f"{record.id}: {archive.name}: {error}") from None
     if manifest is not None:

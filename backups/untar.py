@@ -14,6 +14,7 @@ from pathlib import Path
 
 from backups.errors import ObjectDamaged
 from backups.manifest import FileCheck
+from backups.writeback import WriteBack
 from postgres.command import Account
 
 BLOCK_BYTES = 512
@@ -97,10 +98,12 @@ class Untar:
         self,
         target: Path,
         owner: Account | None,
+        disk: WriteBack,
         check: Callable[[str], FileCheck | None] = lambda _: None,
     ) -> None:
         self._target = os.path.realpath(target)
         self._owner = owner
+        self._disk = disk
         self._check = check  # told the name of each file; what it returns is shown its content
         self._made = {""}  # directories that are known to be ours
 
@@ -164,12 +167,15 @@ class Untar:
 
     def _fill(self, descriptor: int, member: Member, stream: Stream) -> None:
         check = self._check(member.name)
+        unsent = 0
         for piece in stream.each(member.size):
             if check is not None:
                 check.update(piece)
             rest = piece
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+            unsent = self._disk.send(descriptor, unsent + len(piece))
+        self._disk.send(descriptor, unsent, ended=True)
         if check is not None:
             check.finish()
         stream.whole(-member.size % BLOCK_BYTES)

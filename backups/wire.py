@@ -22,6 +22,7 @@ from postgres.command import Account
 
 log = logging.getLogger("flypg.backups")
 LINE_LIMIT = 8192
+PERL = Path("/usr/bin/perl")
 
 
 class LineServer:
@@ -115,12 +116,23 @@ def interpreter(owner: Account | None) -> str:
     )
 
 
-def install_client(directory: Path, owner: Account | None) -> Path:
-    """Copy the client to where the server's user can read it; returns its path."""
-    source = Path(__file__).resolve().parent.parent / "flypg" / "walpush.py"
-    target = directory / "walpush.py"
+def client(directory: Path, owner: Account | None) -> str:
+    """What a shell runs to ask us, without its arguments; the program is copied to where the server's user can read it.
+
+    Debian's essential perl where there is one: it runs for every segment, and has asked before Python has started.
+    """
+    if reachable(PERL):
+        # said nowhere else: perl complains of a locale that is not installed, in PostgreSQL's log, for every segment
+        return f'PERL_BADLANG=0 "{PERL}" -w "{install_client(directory, "walpush.pl")}"'
+    return f'"{interpreter(owner)}" -I -S "{install_client(directory, "walpush.py")}"'
+
+
+def install_client(directory: Path, name: str) -> Path:
+    """Copy a client into `directory`; returns its path."""
+    source = Path(__file__).resolve().parent.parent / "flypg" / name
+    target = directory / name
     if not target.exists() or target.read_bytes() != source.read_bytes():
-        temporary = target.with_name(f".walpush-{os.getpid()}")
+        temporary = target.with_name(f".{name}-{os.getpid()}")
         shutil.copyfile(source, temporary)
         temporary.chmod(0o644)
         temporary.replace(target)
@@ -129,8 +141,8 @@ def install_client(directory: Path, owner: Account | None) -> Path:
 
 def archive_command(directory: Path, socket_path: Path, owner: Account | None) -> str:
     """The archive_command of a server that is run by `owner`."""
-    return f'"{interpreter(owner)}" -I -S "{install_client(directory, owner)}" push "{socket_path}" "%p"'
+    return f'{client(directory, owner)} push "{socket_path}" "%p"'
 
 
 def restore_command(directory: Path, socket_path: Path, owner: Account | None) -> str:
-    return f'"{interpreter(owner)}" -I -S "{install_client(directory, owner)}" get "{socket_path}" %f "%p"'
+    return f'{client(directory, owner)} get "{socket_path}" %f "%p"'

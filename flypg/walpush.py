@@ -4,9 +4,10 @@
     restore_command = 'python3 -I -S walpush.py get SOCKET %f "%p"'
 
 It starts once per segment and must cost nothing: no import that takes time, no line of flypg. It is copied to where the
-server's user can read it, and any Python 3 will do. push: 0 stored durably, 1 not (PostgreSQL keeps the file and asks
-again; more than 125 would end its archiver). get: 0 there, 1 not in the archive, 254 "stop": the archive cannot be read
-now, and a mere 1 would make PostgreSQL believe that the WAL ends here and open too early.
+server's user can read it, and any Python 3 will do; walpush.pl is the same for perl, which is preferred: it starts
+sooner. push: 0 stored durably, 1 not (PostgreSQL keeps the file and asks again; more than 125 would end its archiver).
+get: 0 there, 1 not in the archive, 254 "stop": the archive cannot be read now, and a mere 1 would make PostgreSQL
+believe that the WAL ends here and open too early.
 """
 
 import os

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from backups import writeback
 from backups.errors import ObjectDamaged
 from backups.untar import Untar
+from backups.writeback import SEND_BYTES, WHOLE_BYTES, WriteBack
 
 
 def archive(*members: tuple[str, str], form: int = tarfile.USTAR_FORMAT) -> bytes:
@@ -43,7 +48,8 @@ def pieces(tar: bytes, size: int) -> Iterator[memoryview]:
 
 
 def untar(tar: bytes, target: Path, size: int = 1 << 20) -> None:
-    Untar(target, None).all(pieces(tar, size))
+    with WriteBack() as disk:
+        Untar(target, None, disk).all(pieces(tar, size))
 
 
 @pytest.fixture
@@ -127,3 +133,45 @@ def test_what_postgresql_does_not_send_is_refused(target: Path, what: str, tar: 
     with pytest.raises(ObjectDamaged, match=match):
         untar(tar, target)
     assert sorted(path.name for path in target.parent.iterdir()) == ["data"]
+
+
+def test_the_disk_is_given_what_is_worth_it(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    with WriteBack() as disk:
+        assert disk.send(descriptor, SEND_BYTES - 1) == SEND_BYTES - 1
+        assert disk.send(descriptor, SEND_BYTES) == 0
+        assert disk.send(descriptor, WHOLE_BYTES - 1, ended=True) == WHOLE_BYTES - 1
+        assert disk.send(descriptor, WHOLE_BYTES, ended=True) == 0
+    os.close(descriptor)
+
+
+def test_a_disk_that_is_behind_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is not given is left to the sync at the end; no more descriptors are open than that."""
+    go = threading.Event()
+    monkeypatch.setattr(writeback.os, "fdatasync", lambda _: go.wait(30))
+    before = len(os.listdir("/proc/self/fd"))
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    with WriteBack() as disk:
+        assert max(disk.send(descriptor, SEND_BYTES) for _ in range(100)) == SEND_BYTES
+        assert len(os.listdir("/proc/self/fd")) <= before + 1 + writeback.WAITING + 1
+        go.set()
+    os.close(descriptor)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_the_disk_refuses_is_not_forgotten() -> None:
+    """A later sync may not be told of it again (a pipe has no disk: EINVAL)."""
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match="Invalid argument"), WriteBack() as disk:
+        disk.send(writer, SEND_BYTES)
+    with pytest.raises(OSError, match="Invalid argument"), WriteBack() as disk:
+        disk.send(writer, SEND_BYTES)
+        for _ in range(300):
+            disk.send(writer, 0)
+            time.sleep(0.01)
+        raise AssertionError("it was not told while it wrote")
+    with pytest.raises(ObjectDamaged, match="first"), WriteBack() as disk:
+        disk.send(writer, SEND_BYTES)
+        raise ObjectDamaged("what failed first is what is told")
+    os.close(reader)
+    os.close(writer)
