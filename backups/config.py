@@ -13,6 +13,7 @@ from backups.base import SnapshotOptions
 from backups.codec import Codec, read_keys
 from backups.cron import read_cron
 from backups.directory import DirectoryStore
+from backups.hooks import Hooks
 from backups.objects import ObjectStore, S3Options, S3Store
 from backups.repository import Repository
 from backups.retention import Keep
@@ -50,6 +51,7 @@ class BackupConfig:
     archive_timeout_s: int  # the longest that a change waits for the archive in an idle cluster; 0 means no limit
     wal: WalOptions
     seed: bool  # a node that has no data takes it from here, if it can
+    hooks: Hooks  # the operator's commands before and after each snapshot
     stream_every_s: float  # WAL of the open segment is archived so often; 0: when the segment is full
     key_text: str = field(default="", repr=False)
     key_file: str = ""
@@ -127,6 +129,11 @@ def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None
             drop_past_limit=full == "drop",
         ),
         seed=_seed(values, shared=shared and bool(url or s3)),
+        hooks=Hooks(
+            before=values.get("FLYPG_SNAPSHOT_BEFORE", ""),
+            after=values.get("FLYPG_SNAPSHOT_AFTER", ""),
+            timeout_s=read.seconds(values, "FLYPG_SNAPSHOT_HOOK_TIMEOUT_S", 300.0, at_least=1, at_most=86400),
+        ),
         stream_every_s=read.seconds(values, "FLYPG_WAL_STREAM_S", 0.0, at_least=0, at_most=3600),
         key_text=values.get("FLYPG_SNAPSHOT_KEY", ""),
         key_file=values.get("FLYPG_SNAPSHOT_KEY_FILE", ""),

@@ -23,8 +23,10 @@ from dataclasses import asdict, replace
 from pathlib import Path as FilePath
 
 from backups.base import Progress, take_snapshot
+from backups.catalog import SnapshotRecord
 from backups.config import BackupConfig, read_config
 from backups.errors import RestoreRefused
+from backups.hooks import about, hooked
 from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
 from backups.policy import verify_due
 from backups.repository import LatePath, Path, PathInfo, Repository
@@ -109,16 +111,25 @@ def teller() -> Callable[[Progress], None]:
 
 
 def _snapshot(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:
-    record = take_snapshot(
-        path,
-        config.codec(),
-        args.conninfo,
-        snapshot=args.id,
-        node=args.node,
-        options=config.options,
-        progress=teller(),
-    )
-    return {"id": record.id, "stored_bytes": record.stored_bytes, "finished_at": record.finished_at}
+    def take() -> SnapshotRecord:
+        return take_snapshot(
+            path,
+            config.codec(),
+            args.conninfo,
+            snapshot=args.id,
+            node=args.node,
+            options=config.options,
+            progress=teller(),
+        )
+
+    told = about(args.id, path.name.cluster, args.node, args.data_dir, args.conninfo)
+    record, doubt = hooked(config.hooks, told, take)
+    return {
+        "id": record.id,
+        "stored_bytes": record.stored_bytes,
+        "finished_at": record.finished_at,
+        "after_error": doubt,
+    }
 
 
 def _verify(args: argparse.Namespace, config: BackupConfig, path: Path) -> dict[str, object]:

@@ -251,6 +251,8 @@ class BackupService:
         size = int(made["stored_bytes"])
         await self._succeeded(began, str(made["id"]), size)
         log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
+        if made["after_error"]:
+            await self._remember(f"snapshot {made['id']} was taken, but then {made['after_error']}")
         if done := await self._try("sweep", path):
             bad = str(done["unreadable"])
             told = f"a snapshot's record cannot be read, no WAL is deleted: {bad}" if bad else ""

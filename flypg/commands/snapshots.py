@@ -17,6 +17,7 @@ from backups.base import Progress as Done
 from backups.base import take_snapshot
 from backups.catalog import SnapshotRecord, Verification
 from backups.errors import ObjectMissing, RestoreRefused
+from backups.hooks import about, hooked
 from backups.policy import RunHistory, succeeded
 from backups.repository import Path, PathInfo, Repository
 from backups.verify import verify as try_out
@@ -230,17 +231,25 @@ def create(args: argparse.Namespace) -> Reply:
 
     snapshot = layout.snapshot_id([secrets.randbelow(len(layout.ALPHABET)) for _ in range(16)])
     began, began_at = time.monotonic(), time.time()
-    try:
-        record = take_snapshot(
+
+    def take() -> SnapshotRecord:
+        return take_snapshot(
             path, config.codec(), conninfo, snapshot=snapshot, node=node, options=config.options, progress=tell
         )
+
+    try:
+        told = about(snapshot, path.name.cluster, node, run_dir.parent, conninfo)
+        record, after_error = hooked(config.hooks, told, take)
     finally:
         progress.clear()
     took = time.monotonic() - began
     if not args.path:
         _tell_nodes(args, "" if config.shared else node, facts.system_id, record, began_at)
     text = f"{record.id}: {size(record.raw_bytes)} in {took:.1f} s, {size(record.stored_bytes)} in {path.describe()}"
-    return done(text, {**data(record), "seconds": round(took, 2)})
+    body = {**data(record), "seconds": round(took, 2), "after_error": after_error}
+    if after_error:
+        return Reply(Exit.FAILED, f"{text}\nit is there and can be restored, but {after_error}", body)
+    return done(text, body)
 
 
 def _tell_nodes(args: argparse.Namespace, whose: str, system_id: str, record: SnapshotRecord, began: float) -> None:

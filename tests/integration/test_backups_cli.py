@@ -55,6 +55,10 @@ def test_from_the_first_snapshot_to_a_restored_cluster(
     server.sql("CREATE TABLE t AS SELECT 42 AS n")
     made, _ = flypg("snapshots", "create", "--conninfo", server.conninfo)
     other, _ = flypg("snapshots", "create", "--conninfo", server.conninfo)
+    monkeypatch.setenv("FLYPG_SNAPSHOT_BEFORE", "echo the other disk is away >&2; false")
+    _, text = flypg("snapshots", "create", "--conninfo", server.conninfo, exit=1)
+    assert "FLYPG_SNAPSHOT_BEFORE failed: sh exited 1: the other disk is away" in text
+    monkeypatch.delenv("FLYPG_SNAPSHOT_BEFORE")
     listed, _ = flypg("snapshots", "list")
     assert [s["id"] for s in listed["snapshots"]] == [other["id"], made["id"]], "newest first"
     table = said("snapshots", "list").splitlines()

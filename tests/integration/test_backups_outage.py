@@ -21,13 +21,10 @@ from backups.restore import make_plan
 from backups.restore_plan import RestorePlan, Target, TargetKind
 from backups.service import BackupService
 from backups.upkeep import audit
-from cluster.clock import SystemClock
-from cluster.etcd import Etcd
-from cluster.etcd_store import EtcdStore
 from cluster.model import parse_lsn
 from healthchecks.provider import BackupStats
 from postgres.basebackup import server_facts
-from tests.support.backing import N1, NEEDS, PATIENCE_S, alone, eventually, facts, notes, running, settings
+from tests.support.backing import NEEDS, PATIENCE_S, alone, events, eventually, facts, notes, running, settings
 from tests.support.etcd import TestEtcd
 from tests.support.pgserver import PgServer
 
@@ -90,15 +87,6 @@ def away(repository: Path) -> Iterator[None]:
     finally:
         repository.unlink()
         aside.rename(repository)
-
-
-async def events(etcd: TestEtcd, cluster: str) -> list[str]:
-    client = Etcd(etcd.options())
-    try:
-        found = await EtcdStore(client, cluster, N1, clock=SystemClock()).read_events(50)
-    finally:
-        await client.close()
-    return [e.text for e in found if e.kind == "backup"]
 
 
 async def told(etcd: TestEtcd, cluster: str, words: str) -> None:

@@ -22,7 +22,7 @@ from cluster.errors import CommandFailed
 from postgres.basebackup import server_facts
 from postgres.command import run
 from tests.support.archive import new_server
-from tests.support.backing import CODE, NEEDS, PATIENCE_S, alone, eventually, facts, notes, running, settings
+from tests.support.backing import CODE, NEEDS, PATIENCE_S, alone, events, eventually, facts, notes, running, settings
 from tests.support.etcd import TestEtcd
 from tests.support.pgserver import PgServer
 
@@ -43,7 +43,12 @@ def test_a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer)
 
 async def a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer) -> None:
     """Taken, swept and restored in a test, by processes of their own; WAL is archived meanwhile."""
-    config = read_config(settings(server), server.root)
+    said = server.root / "hooks"
+    hooks = {
+        "FLYPG_SNAPSHOT_BEFORE": f'psql -Atqc "SELECT 40 + 2" > {said}',
+        "FLYPG_SNAPSHOT_AFTER": f"echo $FLYPG_SNAPSHOT_ID $FLYPG_SNAPSHOT_RESULT >> {said}; echo no room >&2; exit 1",
+    }
+    config = read_config(settings(server, **hooks), server.root)
     here = facts(server, "first")
     command = archive_settings(config, here).command
     server.configure(archive_command=command)
@@ -65,6 +70,9 @@ async def a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer
         found = audit(repository.path(repository.paths("first")[-1].name), deep=True)
         assert not found.problems
         assert [s.id for s in found.snapshots] == [status.history.ok_id]
+        assert said.read_text() == f"42\n{status.history.ok_id} ok\n"
+        told = await events(etcd, "first")
+        assert any("was taken, but then FLYPG_SNAPSHOT_AFTER failed: sh exited 1: no room" in e for e in told), told
 
 
 def test_one_node_works_at_a_time(etcd: TestEtcd, server: PgServer) -> None:

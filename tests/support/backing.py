@@ -13,7 +13,9 @@ import pytest
 from backups.facts import NodeFacts
 from backups.notes import Notes
 from backups.service import BackupService
+from cluster.clock import SystemClock
 from cluster.etcd import Etcd
+from cluster.etcd_store import EtcdStore
 from cluster.model import (
     Member,
     NodeId,
@@ -48,6 +50,16 @@ async def notes(etcd: TestEtcd, cluster: str) -> AsyncIterator[Notes]:
         yield Notes(client, cluster)
     finally:
         await client.close()
+
+
+async def events(etcd: TestEtcd, cluster: str) -> list[str]:
+    """What was told of backups."""
+    client = Etcd(etcd.options())
+    try:
+        found = await EtcdStore(client, cluster, N1, clock=SystemClock()).read_events(50)
+    finally:
+        await client.close()
+    return [e.text for e in found if e.kind == "backup"]
 
 
 @asynccontextmanager
