@@ -202,16 +202,37 @@ class Codec:
 
     def unpack(self, stored: bytes, name: str, limit: int = 1 << 30) -> bytes:
         """What `pack` was given. Raises ObjectDamaged for anything else, and for more than `limit` bytes."""
+        return b"".join(self.unpacked(stored, name, limit))
+
+    def unpacked(self, stored: bytes, name: str, limit: int = 1 << 30) -> Iterator[bytes]:
+        """The same in pieces of 128 KiB. Only when the last was taken is it known that nothing was cut off."""
         import zstandard
 
-        frame = self.open(stored, name)
+        frame = memoryview(self.open(stored, name))
         try:
             size = zstandard.frame_content_size(frame)  # -1: not said, which `pack` never leaves out
             if not 0 <= size <= limit:
                 raise ObjectDamaged(f"{name}: says that it unpacks to {size} bytes; expected at most {limit}")
-            return zstandard.ZstdDecompressor().decompress(frame) if size else b""
+            unpacking = zstandard.ZstdDecompressor().decompressobj()
+            for block in _blocks(frame, zstandard.frame_header_size(frame)):
+                piece = unpacking.decompress(block)
+                size -= len(piece)
+                yield piece
+            if not unpacking.eof or size or unpacking.unused_data:
+                raise ObjectDamaged(f"{name}: is not as long as it says")
         except zstandard.ZstdError as error:
             raise ObjectDamaged(f"{name}: {error}") from None
+
+
+def _blocks(frame: memoryview, at: int) -> Iterator[memoryview]:
+    """A zstd frame cut where its blocks end (RFC 8878, 3.1.1.2): each unpacks to 128 KiB at most, whatever it holds."""
+    yield frame[:at]
+    while at < len(frame):
+        head = int.from_bytes(frame[at : at + 3], "little")
+        last, repeated, size = head & 1, head >> 1 & 3 == 1, head >> 3
+        end = len(frame) if last else at + 3 + (1 if repeated else size)
+        yield frame[at:end]
+        at = end
 
 
 def sha256(data: bytes) -> str:

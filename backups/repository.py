@@ -262,19 +262,25 @@ class Path:
 
     def get_wal(self, name: str) -> bytes:
         """Raises ObjectMissing, ObjectDamaged."""
-        return self._get_encoded(f"{layout.wal_key(name)}.zst")
+        return b"".join(self.wal_pieces(name))
 
-    def _get_encoded(self, key: str) -> bytes:
+    def wal_pieces(self, name: str) -> Iterator[bytes]:
+        """The same piece by piece: a segment as it is stored is in memory, and some of what it unpacks to."""
+        return self._unpacked(f"{layout.wal_key(name)}.zst")
+
+    def _unpacked(self, key: str) -> Iterator[bytes]:
         """What is stored under `key` and the suffix of encryption, or without: from before there was a key."""
         now, before = (f"{key}{suffix}" for suffix in self._codec.suffixes)
+        found = now
         try:
-            return self._codec.unpack(self._store.get(self._full(now)), now)
+            stored = self._store.get(self._full(now))
         except ObjectMissing as missing:
+            found = before
             try:
                 stored = self._store.get(self._full(before))
             except ObjectMissing:
                 raise missing from None
-        return self._codec.unpack(stored, before)
+        yield from self._codec.unpacked(stored, found)
 
     def wal_names(self, timeline: int | None = None) -> Iterator[str]:
         """The names of the archived files (of one timeline, or all), in order."""
@@ -289,7 +295,7 @@ class Path:
 
     def get_piece(self, piece: layout.Piece) -> bytes:
         """Raises ObjectMissing, ObjectDamaged."""
-        return self._get_encoded(f"{layout.piece_key(piece)}.zst")
+        return b"".join(self._unpacked(f"{layout.piece_key(piece)}.zst"))
 
     def remove_wal(self, keys: Iterable[str]) -> None:
         self._store.delete(self._full(k) for k in keys)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path as FilePath
 
@@ -14,7 +16,8 @@ from backups.repository import Path
 from backups.stream import assemble
 from postgres.command import Account
 
-AHEAD = 3  # segments in memory
+AHEAD = 3  # segments that are fetched at once
+SPOOLED = ".fetched-"  # PostgreSQL looks at no such name in pg_wal
 
 
 class WalFetcher:
@@ -40,13 +43,17 @@ class WalFetcher:
         self._only = only
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="wal-get")
         self._lock = threading.Lock()
-        self._ahead: dict[str, Future[bytes]] = {}
+        for left in (data / "pg_wal").glob(f"{SPOOLED}*"):  # by somebody who was killed
+            left.unlink()
+        self._numbers = itertools.count()
+        self._ahead: dict[str, Future[FilePath]] = {}
         self.last = ""  # the last segment that was given
         self.failure = ""  # why recovery was told to stop
         self.asked = -1  # the highest number of a segment that recovery has asked for
 
     def stop(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._forget(set(self._ahead))
 
     def handle(self, fields: list[str]) -> str:
         """A line of restore_command: `get`, name, file to write."""
@@ -61,8 +68,7 @@ class WalFetcher:
         if int(name[:8], 16) > self._highest and not layout.HISTORY.match(name):
             return "no"  # a later branch is not ours; that it exists keeps PostgreSQL from taking its number again
         try:
-            content = self._content(name)
-            self._write(target, content)
+            self._give(name, target)
         except ObjectMissing:
             return "no" if self._only is not None else self._in_pieces(name, target)
         except (RepositoryError, OSError) as error:
@@ -79,32 +85,59 @@ class WalFetcher:
         try:
             content = assemble(self._path, name, self._segment_bytes)
             if content is not None:
-                self._write(target, content)
+                self._checked(target).unlink(missing_ok=True)
+                self._write(target, (content,))
         except (RepositoryError, OSError) as error:
             self.failure = f"{name}: {error}"
             return f"stop {name}: {error}"
         return "no" if content is None else "ok"
 
-    def _content(self, name: str) -> bytes:
+    def _give(self, name: str, target: FilePath) -> None:
+        """Put the file where it is wanted, and have the next ones come."""
+        self._checked(target)
         with self._lock:
-            future = self._ahead.pop(name, None)
+            future = self._ahead.pop(name, None) or self._pool.submit(self._fetch, name)
             segment = segment_of(name, self._segment_bytes)
             if segment is not None:
                 following = [Segment(segment.timeline, segment.number + i) for i in range(1, AHEAD)]
-                wanted = [s.name(self._segment_bytes) for s in following if self._only is None or s in self._only]
-                for old in self._ahead.keys() - set(wanted):
-                    self._ahead.pop(old).cancel()
-                for new in wanted:
-                    if new not in self._ahead:
-                        self._ahead[new] = self._pool.submit(self._path.get_wal, new)
-        return future.result() if future is not None else self._path.get_wal(name)
+                wanted = {s.name(self._segment_bytes) for s in following if self._only is None or s in self._only}
+                self._forget(self._ahead.keys() - wanted)
+                for new in sorted(wanted - self._ahead.keys()):
+                    self._ahead[new] = self._pool.submit(self._fetch, new)
+        future.result().replace(target)
 
-    def _write(self, target: FilePath, content: bytes) -> None:
-        if self._data.resolve() not in target.parent.resolve().parents:
-            raise PermissionError(f"{target} is outside of {self._data}")
-        target.unlink(missing_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            future = self._ahead.pop(name)
+            if not future.cancel():
+                future.add_done_callback(_remove)
+
+    def _fetch(self, name: str) -> FilePath:
+        """Store a file beside the one that PostgreSQL reads; where it is now."""
+        place = self._data / "pg_wal" / f"{SPOOLED}{next(self._numbers)}-{name}"
+        try:
+            self._write(place, self._path.wal_pieces(name))
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+        return place
+
+    def _checked(self, target: FilePath) -> FilePath:
+        if target.parent.resolve() != (self._data / "pg_wal").resolve():
+            raise PermissionError(f"{target} is not in pg_wal of {self._data}")
+        return target
+
+    def _write(self, place: FilePath, pieces: Iterable[bytes]) -> None:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb", buffering=0) as file:
             if self._owner is not None:
                 os.fchown(descriptor, self._owner.uid, self._owner.gid)
-            file.write(content)
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[file.write(rest) :]
+
+
+def _remove(fetched: Future[FilePath]) -> None:
+    if fetched.exception() is None:
+        fetched.result().unlink(missing_ok=True)
