@@ -13,7 +13,6 @@ from backups.facts import NodeFacts
 from backups.layout import PathName
 from postgres.command import run
 
-FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}  # else each thread that uploads keeps tens of MB of its own
 RUN_S = 24 * 3600.0  # the longest a snapshot, a restore or a restore test may take
 
 
@@ -42,4 +41,4 @@ class Children:
     def environment(self) -> Mapping[str, str]:
         """What they need beyond the plain environment: settings, and how to find this code."""
         here = str(FilePath(__file__).resolve().parent.parent)
-        return {**self._config.values, **FEW_ARENAS, "PYTHONPATH": here}
+        return {**self._config.values, "PYTHONPATH": here}

@@ -28,6 +28,7 @@ from backups.config import BackupConfig, read_config
 from backups.errors import RestoreRefused
 from backups.hooks import about, hooked
 from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
+from backups.memory import few_arenas
 from backups.policy import verify_due
 from backups.repository import LatePath, Path, PathInfo, Repository
 from backups.upkeep import sweep
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--socket", type=FilePath)
     args = parser.parse_args(argv)
     _be_first_to_go()
+    few_arenas()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
     os.nice(0 if args.work == "wal" else 10)
     if args.work in ("snapshot", "sweep", "restore", "seed"):

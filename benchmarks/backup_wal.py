@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from postgres.command import account
 from tests.support.pgserver import as_postgres
 
 CALLS = 40
+ROWS = "SELECT 1, 1, 1, 1, now(), left(md5(g::text), 22) FROM generate_series(1, 300000) g"
 OWNER = account("postgres") if os.geteuid() == 0 else None
 
 
@@ -41,8 +44,9 @@ def _call_ms(command: str, cwd: Path) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def archiving(here: World, where: str, seconds: int) -> dict[str, Any]:
-    """Let pgbench write at full speed and archive meanwhile; how long the rest takes, and a backlog's segments."""
+@contextmanager
+def archiver(here: World, where: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Our archiver at work, told that this is a primary, with nothing waiting; its process and its socket."""
     socket = here.root / f"wal-{where}.sock"
     argv = here.work("wal", "--pg-wal", here.server.data / "pg_wal", "--socket", socket)
     here.archive_with(archive_command(here.root, socket, OWNER))
@@ -54,20 +58,44 @@ def archiving(here: World, where: str, seconds: int) -> dict[str, Any]:
         stdout=log,
         stderr=log,
     )
-    done = threading.Event()
-    most = [0]
     try:
         _stand(socket)
-        _drained(here)
+        drained(here)
+        yield process, socket
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(60)
+        log.close()
+        here.archive_with("/bin/true")
+
+
+def fill(here: World, segments: int) -> int:
+    """Write so many segments of WAL and wait until they are archived; how many it were."""
+    at = _lsn(here)
+    while _lsn(here) - at < segments << 24:
+        here.server.sql(f"INSERT INTO pgbench_history {ROWS}")
+    here.server.sql("SELECT pg_switch_wal()")
+    drained(here)
+    return (_lsn(here) - at) >> 24
+
+
+def archiving(here: World, where: str, seconds: int) -> dict[str, Any]:
+    """Let pgbench write at full speed and archive meanwhile; how long the rest takes, and a backlog's segments."""
+    done = threading.Event()
+    most = [0]
+    with archiver(here, where) as (process, socket):
         watcher = threading.Thread(target=_watch, args=(here, done, most))
         watcher.start()
-        began, at = time.monotonic(), _lsn(here)
-        here.pgbench("-n", "-N", "-c", "8", "-j", "2", "-T", str(seconds))
-        wrote, took = _lsn(here) - at, time.monotonic() - began
-        here.server.sql("SELECT pg_switch_wal()")
-        drain_s = _drained(here)
-        done.set()
-        watcher.join()
+        try:
+            began, at = time.monotonic(), _lsn(here)
+            here.pgbench("-n", "-N", "-c", "8", "-j", "2", "-T", str(seconds))
+            wrote, took = _lsn(here) - at, time.monotonic() - began
+            here.server.sql("SELECT pg_switch_wal()")
+            drain_s = drained(here)
+        finally:
+            done.set()
+            watcher.join()
         return {
             "wal_mb": wrote >> 20,
             "written_mb_per_s": round(wrote / took / 2**20, 1),
@@ -77,13 +105,6 @@ def archiving(here: World, where: str, seconds: int) -> dict[str, Any]:
             "backlog_ms_per_segment": _backlog(here, process, socket),
             "peak_mb": _peak_mb(process.pid),
         }
-    finally:
-        done.set()
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        process.wait(60)
-        log.close()
-        here.archive_with("/bin/true")
 
 
 def _stand(socket: Path) -> None:
@@ -101,9 +122,8 @@ def _stand(socket: Path) -> None:
 def _backlog(here: World, process: subprocess.Popen[bytes], socket: Path, count: int = 30) -> float:
     """Milliseconds for each of `count` full segments that have waited, all the way from PostgreSQL's archiver."""
     process.send_signal(signal.SIGSTOP)
-    rows = "SELECT 1, 1, 1, 1, now(), left(md5(g::text), 22) FROM generate_series(1, 300000) g"
     while _ready(here) < count:
-        here.server.sql(f"INSERT INTO pgbench_history {rows}")
+        here.server.sql(f"INSERT INTO pgbench_history {ROWS}")
     waiting = _ready(here)
     process.send_signal(signal.SIGCONT)
     _stand(socket)
@@ -117,7 +137,7 @@ def _ready(here: World) -> int:
     return sum(n.endswith(".ready") for n in os.listdir(here.server.data / "pg_wal" / "archive_status"))
 
 
-def _drained(here: World) -> float:
+def drained(here: World) -> float:
     began = time.monotonic()
     while _ready(here):
         assert time.monotonic() - began < 600, "the archive does not drain"

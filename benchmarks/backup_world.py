@@ -197,8 +197,10 @@ class World:
         argv = self.work("snapshot", "--id", name, "--conninfo", self.server.conninfo)
         return name, measured(argv, self.environment(where) | with_key(key))
 
-    def restore(self, where: str, snapshot: str, into: Path, key: str = "") -> Measured:
-        argv = [sys.executable, "-m", "flypg", "restore", "--into", into, "--snapshot", snapshot, "--snapshot-only"]
+    def restore(self, where: str, snapshot: str, into: Path, key: str = "", *, all_wal: bool = False) -> Measured:
+        """`all_wal`: with all that was archived, else to the end of the snapshot."""
+        argv: list[str | Path] = [sys.executable, "-m", "flypg", "restore", "--into", into, "--snapshot", snapshot]
+        argv += [] if all_wal else ["--snapshot-only"]
         env = self.environment(where) | with_key(key)
         return measured([*argv, "--path", str(self.path), "--yes", "--json"], env)
 
@@ -218,15 +220,16 @@ class World:
             shutil.chown(self.root / folder, "postgres", "postgres")
         shutil.chown(self.conf, "postgres", "postgres")
         self.pgbackrest("stanza-create")
+        self.pgbackrest_archives()
+
+    def pgbackrest_archives(self) -> None:
         self.archive_with(f"pgbackrest --config={self.conf} --stanza=bench archive-push %p")
 
-    def pgbackrest_restore(self, into: Path) -> Measured:
+    def pgbackrest_restore(self, into: Path, *, all_wal: bool = False) -> Measured:
         """Restore and recover. Its `output`: seconds until the files were there, checked and on the disk."""
         _make(into)
-        return self._recovered(
-            into,
-            lambda: self.pgbackrest("restore", f"--pg1-path={into}", "--type=immediate", "--target-action=promote"),
-        )
+        until = [] if all_wal else ["--type=immediate", "--target-action=promote"]
+        return self._recovered(into, lambda: self.pgbackrest("restore", f"--pg1-path={into}", *until))
 
     def untar(self, taken: Path, into: Path) -> Measured:
         """Unpack, check and recover what pg_basebackup has left in `taken`. `output`: as above, without the disk."""

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backup_wal import archiving, client_ms
+from benchmarks.backup_wal import archiver, archiving, client_ms, fill
 from benchmarks.backup_world import BUCKET, Measured, World, world
 from tests.support.radosgw import missing, radosgw
 
@@ -29,6 +29,7 @@ BARS = {
     "s3_vs_pgbackrest": 1.0,
     "restore_s3_vs_pgbackrest": 1.0,  # up to a server that was recovered and has stopped in order
     "restore_s3_files_vs_pgbackrest": 1.0,  # up to files that are there and checked
+    "restore_s3_with_wal_vs_pgbackrest": 1.0,
     "restore_directory_vs_untar": 1.0,
     "restore_directory_files_vs_untar": 1.0,
     "peak_mb": 120.0,
@@ -150,6 +151,30 @@ class Bench:
     def restored_from_s3(self) -> dict[str, Any]:
         return self._restored("s3", "pgbackrest", self._here.pgbackrest_restore)
 
+    def replayed(self, segments: int) -> dict[str, Any]:
+        """Restores with `segments` of archived WAL to replay, of a snapshot that each has taken before it."""
+        here = self._here
+        with archiver(here, "s3"):
+            snapshot, _ = here.snapshot("s3")
+            mine = fill(here, segments)
+        here.pgbackrest_archives()
+        here.pgbackrest("backup", "--type=full")
+        theirs = fill(here, segments)
+        here.archive_with("/bin/true")
+
+        def restored(name: str, restore: Callable[[Path], Measured]) -> Measured:
+            into = self._scratch(name)
+            done = restore(into)
+            shutil.rmtree(into)
+            return done
+
+        found = side_by_side(
+            self._runs,
+            lambda _: restored("replayed", lambda into: here.restore("s3", snapshot, into, all_wal=True)),
+            lambda _: restored("replayed-rival", lambda into: here.pgbackrest_restore(into, all_wal=True)),
+        )
+        return found | {"segments": {"flypg": mine, "rival": theirs}}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -160,10 +185,11 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=130, help="of pgbench: 15 MB each (130, 2 GB)")
     parser.add_argument("--runs", type=int, default=3, help="of each, in turns (3)")
     parser.add_argument("--seconds", type=int, default=30, help="how long pgbench writes while WAL is archived (30)")
-    parser.add_argument("--only", default="", help="directory, s3, restore, wal: some of these, with commas")
+    parser.add_argument("--segments", type=int, default=60, help="of WAL that are replayed (60)")
+    parser.add_argument("--only", default="", help="directory, s3, restore, replay, wal: some of these, with commas")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
-    only = set(args.only.split(",")) if args.only else {"directory", "s3", "restore", "wal"}
+    only = set(args.only.split(",")) if args.only else {"directory", "s3", "restore", "replay", "wal"}
     found: dict[str, Any] = {"scale": args.scale, "runs": args.runs, "left_out": []}
     absent = missing() or ("" if shutil.which("pgbackrest") else "no pgbackrest on this machine")
     if absent:
@@ -192,6 +218,10 @@ def main() -> int:
             if "restore" in only:
                 note("restore_s3", bench.restored_from_s3)
             note("snapshot_s3_encrypted", lambda: bench.encrypted("s3"))
+        if s3 is not None and "replay" in only:
+            if "s3" not in only:
+                here.pgbackrest_ready()
+            note("restore_s3_with_wal", lambda: bench.replayed(args.segments))
         if "wal" in only:
             note("archive_client", lambda: client_ms(here))
             for where in ("directory", "s3") if s3 is not None else ("directory",):
@@ -214,6 +244,7 @@ def judged(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "s3_vs_pgbackrest": ratio("snapshot_s3"),
         "restore_s3_vs_pgbackrest": ratio("restore_s3"),
         "restore_s3_files_vs_pgbackrest": ratio("restore_s3", "ratio_of_files"),
+        "restore_s3_with_wal_vs_pgbackrest": ratio("restore_s3_with_wal"),
         "restore_directory_vs_untar": ratio("restore_directory"),
         "restore_directory_files_vs_untar": ratio("restore_directory", "ratio_of_files"),
         "peak_mb": max(peaks, default=None),

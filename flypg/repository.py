@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 from backups.config import BackupConfig, read_config
 from backups.errors import ObjectMissing, RepositoryError
 from backups.layout import PathName, parse_path
+from backups.memory import few_arenas
 from backups.repository import Path, PathInfo, Repository
 from cluster.errors import FlypgError, SettingsError
 from cluster.settings import load_values
@@ -58,6 +59,8 @@ def environment(args: argparse.Namespace) -> tuple[dict[str, str], Layout | None
 
 
 def configured(values: Mapping[str, str]) -> BackupConfig:
+    """What every command begins with that works on a repository. Raises SettingsError."""
+    few_arenas()
     config = read_config(values, FilePath(values.get("FLYPG_DATA_DIR") or DATA_DIR))
     if not config.url and config.s3 is None:
         raise SettingsError("FLYPG_SNAPSHOT_URL", "off", "backups are off; name a repository with --repository")
