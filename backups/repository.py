@@ -191,6 +191,14 @@ class Path:
         except ObjectMissing:
             return None
 
+    def recorded(self, snapshot: str) -> bool:
+        """Is there a record of it? Asked by its name: a listing may have left it out."""
+        try:
+            self._store.get(self._full(layout.catalog_key(snapshot)))
+        except ObjectMissing:
+            return False
+        return True
+
     def snapshots(self) -> list[SnapshotRecord]:
         """All snapshots whose record can be read, oldest first."""
         return list(self.catalogue().snapshots)
