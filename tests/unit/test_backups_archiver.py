@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from backups import archiver
-from backups.archiver import ArchiverProcess, Standing
+from backups.archiver import FROZEN_S, SILENT_S, ArchiverProcess, Standing
 from backups.codec import Codec
 from backups.errors import RepositoryUnavailable
 from backups.layout import MARKER, Segment
 from backups.repository import LatePath, PathInfo, Repository
 from backups.wal import WalArchiver, WalOptions
+from backups.wire import LineServer
 from tests.support.memory import NAME, MemoryStore, path_on
 from tests.support.snapshots import SEGMENT, wal_segment
 
@@ -59,6 +63,53 @@ def test_it_answers_while_the_repository_is_away_and_begins_when_it_is_back(tmp_
         made.stop()
     assert {MARKER, f"_paths/{NAME}.json"} <= set(store.objects), "begun with the first file"
     assert path_on(store).get_wal(names[3]) == wal_segment(4)
+
+
+async def test_one_that_is_frozen_is_named_then_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that has lost its socket: it runs, and does not answer any more."""
+    pids: list[int] = []
+
+    def spawn(argv: list[str], **_: object) -> int:
+        pids.append(os.posix_spawn(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {}))
+        return pids[-1]
+
+    now = 1000.0
+    monkeypatch.setattr(archiver, "spawn", spawn)
+    process = ArchiverProcess(tmp_path / "sock", tmp_path / "log", {}, monotonic=lambda: now)
+    await process.tell(OPEN, [])
+    now += 600
+    await process.tell(OPEN, [])
+    assert (len(pids), process.status) == (1, None), "it is still starting"
+    try:
+        with answering(tmp_path / "sock"):
+            await process.tell(OPEN, [])
+            assert process.status is not None and not process.status.error
+        for later_s, says in ((0.0, False), (SILENT_S, True), (FROZEN_S - SILENT_S - 0.1, True)):
+            now += later_s
+            await process.tell(OPEN, [])
+            text = process.status.error if process.status else ""
+            assert (f"process {pids[0]}) does not answer" in text, len(pids)) == (says, 1)
+        now += 0.1
+        await process.tell(OPEN, [])
+        assert len(pids) == 1
+        await asyncio.to_thread(os.waitid, os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)  # it was killed
+        await process.tell(OPEN, [])
+        assert len(pids) == 2
+        with pytest.raises(ProcessLookupError):  # and has left no zombie
+            os.kill(pids[0], 0)
+    finally:
+        os.kill(pids[-1], signal.SIGKILL)
+        await asyncio.to_thread(os.waitpid, pids[-1], 0)
+
+
+@contextmanager
+def answering(path: Path) -> Iterator[None]:
+    lines = LineServer(path, lambda _: "ok {}", None)
+    lines.start()
+    try:
+        yield
+    finally:
+        lines.stop()
 
 
 async def test_one_that_cannot_start_says_why_and_is_started_less_and_less(
