@@ -30,6 +30,7 @@ class RunHistory:
     verified_at: float | None = None  # when one was last restored in a test, and could be
     verified_s: float | None = None  # how long that restore took
     doubt: str = ""  # what the last restore test found wrong; "" when nothing
+    undone: str = ""  # what could not be done after the last snapshot, and why: deleting old ones, the restore test
     unreadable: str = ""  # records of snapshots that cannot be read: nothing that they may need is deleted
     gap_at: float | None = None  # when WAL was last let go that is in no snapshot; None: the archive is whole
     gap: str = ""  # the file that was

@@ -150,6 +150,8 @@ def _runs(history: RunHistory, now: float) -> list[str]:
         lines.append(f"last run       {history.ok_id}, {ago(now - history.ok_at)}")
     if history.unreadable:
         lines.append(f"PROBLEM        no WAL is deleted: {history.unreadable}")
+    if history.undone:
+        lines.append(f"PROBLEM        {history.undone}")
     if history.doubt:
         lines.append(f"PROBLEM        the last restore test failed: {history.doubt}")
     elif history.verified_at is not None:
