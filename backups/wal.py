@@ -32,6 +32,9 @@ log = logging.getLogger("flypg.backups")
 OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
 DRAIN_S = 1.0  # how long a file may take while a switchover waits
 ANSWER_S = 50.0  # our client gives up after 60
+AHEAD = (
+    256  # names that one look at the directory is good for: with thousands that wait, a look takes longer than a file
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class WalArchiver:
         self._lock = threading.RLock()  # a file may be stored before its callback is set: then that runs under the lock
         self._inflight: dict[str, Future[None]] = {}
         self._done: set[str] = set()  # stored ahead of being asked for
+        self._upcoming: list[str] = []  # what PostgreSQL will ask for next, as we last saw
         self._standing = threading.Condition()
         self._timeline: int | None = None  # of the open term that this node is primary of
         self._draining = False
@@ -170,11 +174,17 @@ class WalArchiver:
 
     def _look_ahead(self, asked: str) -> None:
         """Store what PostgreSQL will ask for next, as far as workers are free."""
-        ready = self.ready()
         with self._lock:
-            self._done &= {*ready, asked}
+            at = self._upcoming.index(asked) + 1 if asked in self._upcoming else len(self._upcoming)
+            self._upcoming = self._upcoming[at:]
+            look = len(self._upcoming) < self._options.workers
+        ready = self.ready() if look else []
+        with self._lock:
+            if look:
+                self._upcoming = ready[:AHEAD]
+                self._done &= {*ready, asked}
             free = self._options.workers - len(self._inflight)
-            for name in ready:
+            for name in self._upcoming:
                 if free <= 0:
                     return
                 if name not in self._done and name not in self._inflight:
