@@ -76,6 +76,16 @@ class DirectoryStore:
         except OSError as error:
             raise self._error(key, error) from error
 
+    def has(self, key: str) -> bool:
+        """Is there such an object? Raises RepositoryError when that cannot be told."""
+        try:
+            self._path(key).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error(key, error) from error
+        return True
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._root / prefix.rpartition("/")[0]
         try:

@@ -24,6 +24,7 @@ class RunHistory:
     failed_at: float | None = None
     failures: int = 0  # in a row, since the last success
     error: str = ""
+    where: str = ""  # the repository it is in
     ok_bytes: int | None = None  # what the last one takes in the repository
     kept: int = 0  # how many there are
     oldest_at: float | None = None
@@ -36,9 +37,9 @@ class RunHistory:
     gap: str = ""  # the file that was
 
 
-def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, size: int) -> RunHistory:
+def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, size: int, where: str = "") -> RunHistory:
     """After a snapshot that took from `began` to `at`. Only WAL that was let go before it began is made up for."""
-    new = replace(history, ok_at=at, ok_id=snapshot, ok_bytes=size, failures=0, failed_at=None, error="")
+    new = replace(history, ok_at=at, ok_id=snapshot, where=where, ok_bytes=size, failures=0, failed_at=None, error="")
     return new if history.gap_at is not None and history.gap_at > began else replace(new, gap_at=None, gap="")
 
 

@@ -22,12 +22,14 @@ from backups.catalog import (
     parse_json,
 )
 from backups.codec import Codec, sha256
-from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing
+from backups.directory import DirectoryStore
+from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing, RepositoryUnavailable
 from backups.layout import FORMAT_VERSION, PathName
 from backups.objects import ObjectInfo, ObjectStore
 from cluster.errors import StoredFormatError
 
 log = logging.getLogger("flypg.backups")
+UNMOUNTED = ": is its file system mounted? If it is to begin anew: flypg snapshots create"
 MEND = 'if it is one of flypg, put {"format_version": 1} there'
 
 
@@ -71,7 +73,8 @@ class Repository:
             where = self.store.describe()
             if any(True for _ in self.store.list("_paths/")):
                 raise ObjectDamaged(f"{where}: {layout.MARKER} is missing, though there is data: {MEND}") from None
-            raise ObjectMissing(f"{where}: no repository of flypg is here") from None
+            hint = UNMOUNTED if isinstance(self.store, DirectoryStore) and not create else ""
+            raise ObjectMissing(f"{where}: no repository of flypg is here{hint}") from None
         except ObjectDamaged as error:
             raise ObjectDamaged(f"{error}; {MEND}") from None
 
@@ -316,10 +319,15 @@ class Path:
 
 
 class LatePath(Path):
-    """A path that begins with the first WAL that is stored in it: not before, so that its repository may be away."""
+    """A path that begins with the first WAL that is stored in it: not before, so that its repository may be away.
 
-    def __init__(self, repository: Repository, info: PathInfo) -> None:
+    What has begun is not begun again: where a file system is not mounted any more, another disk would take the WAL, and
+    PostgreSQL would forget it. `begun`: that is so already.
+    """
+
+    def __init__(self, repository: Repository, info: PathInfo, *, begun: bool = False) -> None:
         super().__init__(repository, info.name)
+        self._create = not begun
         self._repository = repository
         self._info = info
         self._beginning = threading.Lock()
@@ -328,9 +336,11 @@ class LatePath(Path):
     def _begin(self) -> None:
         with self._beginning:
             if not self._begun:
-                self._repository.open()
+                self._repository.open(create=self._create)
                 self._repository.begin_path(self._info)
                 self._begun = True
+            elif isinstance(self._store, DirectoryStore) and not self._store.has(layout.MARKER):
+                raise RepositoryUnavailable(f"{self._store.describe()}: {layout.MARKER} is gone{UNMOUNTED}")
 
     def put_wal(self, name: str, content: bytes | FilePath) -> int:
         self._begin()

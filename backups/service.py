@@ -140,7 +140,7 @@ class BackupService:
         path = await self._own_path()
         if path is None:
             return
-        arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal")
+        arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal", *self._begun())
         await self._archiver.tell(now, arguments, self._written())
         before = self._alarm.back_at
         heard = self._alarm.look(self._archiver.status, self._wall())
@@ -275,7 +275,8 @@ class BackupService:
 
     async def _succeeded(self, began: float, snapshot: str, size: int) -> None:
         def change(history: RunHistory) -> RunHistory:
-            return succeeded(history, began=began, at=self._wall(), snapshot=snapshot, size=size)
+            now, where = self._wall(), self._config.url
+            return succeeded(history, began=began, at=now, snapshot=snapshot, size=size, where=where)
 
         before = self._history
         text = f"snapshot {snapshot} was taken"
@@ -318,9 +319,14 @@ class BackupService:
         """Do some work in a process of its own. Raises CommandFailed with the reason it gives."""
         self._running = work
         try:
-            return await self._children.run(work, path, *more)
+            return await self._children.run(work, path, *more, *self._begun())
         finally:
             self._running = ""
+
+    def _begun(self) -> tuple[str, ...]:
+        """A shared directory lies on a file system that may not be mounted: no repository is begun there twice."""
+        begun = self._config.shared and self._config.url.startswith("file://")
+        return ("--begun",) if begun and self._history.where == self._config.url else ()
 
     async def _own_path(self) -> PathName | None:
         """The path this cluster archives under; None before it has a system."""

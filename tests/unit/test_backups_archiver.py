@@ -15,7 +15,8 @@ import pytest
 from backups import archiver
 from backups.archiver import FROZEN_S, SILENT_S, ArchiverProcess, Standing
 from backups.codec import Codec
-from backups.errors import RepositoryUnavailable
+from backups.directory import DirectoryStore
+from backups.errors import ObjectMissing, RepositoryUnavailable
 from backups.layout import MARKER, Segment
 from backups.repository import LatePath, PathInfo, Repository
 from backups.wal import WalArchiver, WalOptions
@@ -63,6 +64,30 @@ def test_it_answers_while_the_repository_is_away_and_begins_when_it_is_back(tmp_
         made.stop()
     assert {MARKER, f"_paths/{NAME}.json"} <= set(store.objects), "begun with the first file"
     assert path_on(store).get_wal(names[3]) == wal_segment(4)
+
+
+def test_a_file_system_that_is_not_mounted_any_more_is_not_begun_anew(tmp_path: Path) -> None:
+    """WAL went to the disk below it, and PostgreSQL forgot it."""
+    mounted, aside = tmp_path / "mounted", tmp_path / "aside"
+    info = PathInfo("c", "7301", "00000000", 1.0)
+
+    def late(begun: bool) -> LatePath:
+        return LatePath(Repository(DirectoryStore(mounted), Codec()), info, begun=begun)
+
+    path = late(False)
+    path.put_wal(Segment(1, 1).name(), b"one")
+    mounted.rename(aside)
+    mounted.mkdir()
+    with pytest.raises(RepositoryUnavailable, match=r"flypg-repository.json is gone: is its file system mounted\?"):
+        path.put_wal(Segment(1, 2).name(), b"two")
+    with pytest.raises(ObjectMissing, match=r"no repository of flypg is here: is its file system mounted\?"):
+        late(True).put_wal(Segment(1, 2).name(), b"two")
+    assert not list(mounted.iterdir())
+    mounted.rmdir()
+    aside.rename(mounted)
+    for each in (path, late(True)):
+        each.put_wal(Segment(1, 2).name(), b"two")
+    assert list(path.wal_names()) == [Segment(1, 1).name(), Segment(1, 2).name()]
 
 
 async def test_one_that_is_frozen_is_named_then_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ class Noted:
         self.history = RunHistory()
         self.events: list[str] = []
         self.released = False
+        self.begun: list[tuple[str, bool]] = []  # each work, and was it told that there is a repository
 
     async def incarnation(self, system_id: str, fresh: str) -> str:
         return "00000000"
@@ -59,12 +60,14 @@ class Noted:
         return self.history
 
 
-def made(notes: Noted, tmp_path: Path, results: dict[str, Any]) -> BackupService:
-    config = read_config({"FLYPG_SNAPSHOT_URL": "s3://b", "FLYPG_SNAPSHOT_FIRST_AFTER_S": "0"}, tmp_path, 1000)
+def made(notes: Noted, tmp_path: Path, results: dict[str, Any], url: str = "s3://b") -> BackupService:
+    values = {"FLYPG_SNAPSHOT_URL": url, "FLYPG_SNAPSHOT_SHARED": "true", "FLYPG_SNAPSHOT_FIRST_AFTER_S": "0"}
+    config = read_config(values, tmp_path, 1000)
     facts = NodeFacts(N1, "c", tmp_path, tmp_path, tmp_path, 1, None)
     service = BackupService(config, facts, notes, lambda: alone("7301"))  # type: ignore[arg-type]
 
-    async def run(work: str, *_: object) -> dict[str, Any]:
+    async def run(work: str, _: object, *arguments: str) -> dict[str, Any]:
+        notes.begun.append((work, "--begun" in arguments))
         if isinstance(results[work], Exception):
             raise results[work]
         return dict(results[work])
@@ -115,3 +118,14 @@ def test_what_could_not_be_done_after_a_snapshot_is_said_until_it_can(tmp_path: 
     asyncio.run(service._under_lease())
     assert backup_stats(service.status(), None, 1.0).problems == ()
     assert notes.events == [text], "told when it begins"
+
+
+@pytest.mark.parametrize(("before", "begun"), [("", False), ("file:///elsewhere", False), ("file:///nfs", True)])
+def test_a_shared_directory_is_begun_once(before: str, begun: bool, tmp_path: Path) -> None:
+    """The second time, its file system is not mounted; another one that was named since is new."""
+    notes = Noted()
+    notes.history = RunHistory(where=before)
+    results = {"snapshot": SNAPSHOT, "sweep": SWEPT, "verify": VERIFIED}
+    asyncio.run(made(notes, tmp_path, results, "file:///nfs")._under_lease())
+    assert notes.begun == [("snapshot", begun), ("sweep", True), ("verify", True)]
+    assert notes.history.where == "file:///nfs"
