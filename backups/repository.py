@@ -91,6 +91,16 @@ class Repository:
                     found.append(PathInfo(name.cluster, name.system_id, name.incarnation, info.modified))
         return sorted(found, key=lambda p: p.created_at)
 
+    def unlisted(self) -> list[PathName]:
+        """The paths with snapshots, whose records may be lost; reads the names of all objects."""
+        found = set()
+        for info in self.store.list(""):
+            name, catalog, _ = info.key.partition("/catalog/")
+            with contextlib.suppress(ValueError):
+                if catalog:
+                    found.add(layout.parse_path(name))
+        return sorted(found, key=str)
+
     def begin_path(self, info: PathInfo) -> Path:
         """The path of this name; written down if it is new."""
         path = Path(self, info.name)

@@ -140,6 +140,9 @@ class BackupService:
         path = await self._own_path()
         if path is None:
             return
+        if not self._read:  # else an agent that starts while its file system is not mounted would begin a repository
+            self._history = await self._notes.read_history(self._whose)
+            self._read = True
         arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal", *self._begun())
         await self._archiver.tell(now, arguments, self._written())
         before = self._alarm.back_at

@@ -18,6 +18,8 @@ from backups.repository import PathInfo, Repository
 from backups.retention import GRACE_S, Keep
 from backups.upkeep import audit, sweep
 from backups.verify import verify
+from flypg.reply import Refused
+from flypg.repository import choose
 from tests.support.memory import NAME, NOW, MemoryStore, path_on, take
 from tests.support.snapshots import record, wal_segment
 
@@ -139,6 +141,14 @@ def test_a_history_file_that_is_missing_is_named_as_that(store: MemoryStore) -> 
     del store.objects[f"{NAME}/wal/00000002/00000002.history.zst"]
     (problem,) = audit(path_on(store)).problems
     assert "00000002.history is not archived" in problem and "snapshot closes it" not in problem
+
+
+def test_paths_that_are_not_listed_are_named_not_denied(store: MemoryStore) -> None:
+    """It was said that there are no snapshots yet."""
+    del store.objects[f"_paths/{NAME}.json"]
+    with pytest.raises(Refused, match=rf"there are snapshots.*--path: {NAME};"):
+        choose(Repository(store, Codec()), None, "c")
+    assert choose(Repository(store, Codec()), str(NAME), "c") == NAME
 
 
 def test_the_mark_of_a_repository(store: MemoryStore) -> None:

@@ -129,3 +129,17 @@ def test_a_shared_directory_is_begun_once(before: str, begun: bool, tmp_path: Pa
     asyncio.run(made(notes, tmp_path, results, "file:///nfs")._under_lease())
     assert notes.begun == [("snapshot", begun), ("sweep", True), ("verify", True)]
     assert notes.history.where == "file:///nfs"
+
+
+def test_an_agent_that_starts_knows_before_its_archiver_that_there_is_a_repository(tmp_path: Path) -> None:
+    notes = Noted()
+    notes.history = RunHistory(where="file:///nfs")
+    service = made(notes, tmp_path, {}, "file:///nfs")
+    told: list[list[str]] = []
+
+    async def tell(standing: object, arguments: list[str], written: int | None = None) -> None:
+        told.append(arguments)
+
+    service._archiver.tell = tell  # type: ignore[method-assign]
+    asyncio.run(service.watch())
+    assert told and "--begun" in told[0]
