@@ -30,7 +30,9 @@ from backups.walqueue import Queue, look, ready_names
 
 log = logging.getLogger("flypg.backups")
 OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
+LEFT_S = 30.0  # but one that has just been replaced is asked while it stops, and its cluster waits for that
 DRAIN_S = 1.0  # how long a file may take while a switchover waits
+NOT_OPEN = "this node is not the primary of an open term"
 ANSWER_S = 50.0  # our client gives up after 60
 AHEAD = (
     256  # names that one look at the directory is good for: with thousands that wait, a look takes longer than a file
@@ -85,6 +87,7 @@ class WalArchiver:
         self._standing = threading.Condition()
         self._timeline: int | None = None  # of the open term that this node is primary of
         self._draining = False
+        self._left_at = -LEFT_S  # when it was last told that it is not any more, on the monotonic clock
         self._stopping = threading.Event()
         self._letting_go = False
         self._status = WalStatus()
@@ -98,6 +101,8 @@ class WalArchiver:
         """Told by the agent: primary of an open term on `timeline`, or not (None). `draining`: a switchover waits."""
         with self._standing:
             opened = timeline is not None and timeline != self._timeline
+            if timeline is None and self._timeline is not None:
+                self._left_at = time.monotonic()
             self._timeline, self._draining = timeline, draining
             self._standing.notify_all()
         if opened and timeline is not None:
@@ -119,7 +124,7 @@ class WalArchiver:
             return f"no {name} is not a WAL file"
         timeline, draining = self._wait_until_open()
         if timeline is None:
-            return f"no {name}: this node is not the primary of an open term"
+            return f"no {name}: {NOT_OPEN}"
         with self._lock:
             if name in self._done:
                 self._done.discard(name)
@@ -147,6 +152,8 @@ class WalArchiver:
                 waited = time.monotonic() - began
             if self._status.error and (let_go := self._past_limit(name)):
                 return let_go  # a repository that hangs would cost most of a minute for each file
+            if self._timeline is None:
+                return f"no {name}: {NOT_OPEN}"
             if self._draining and waited > DRAIN_S:
                 return f"no {name}: a switchover waits; the next primary archives it"
             if waited > ANSWER_S:
@@ -154,7 +161,8 @@ class WalArchiver:
 
     def _wait_until_open(self) -> tuple[int | None, bool]:
         with self._standing:
-            self._standing.wait_for(lambda: self._timeline is not None, OPEN_WAIT_S)
+            left = time.monotonic() - self._left_at < LEFT_S
+            self._standing.wait_for(lambda: left or self._timeline is not None, OPEN_WAIT_S)
             return self._timeline, self._draining
 
     def _submit(self, name: str) -> Future[None]:

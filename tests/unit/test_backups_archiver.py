@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from backups import archiver
+from backups import archiver, wal
 from backups.archiver import FROZEN_S, SILENT_S, ArchiverProcess, Standing
 from backups.codec import Codec
 from backups.directory import DirectoryStore
@@ -64,6 +66,42 @@ def test_it_answers_while_the_repository_is_away_and_begins_when_it_is_back(tmp_
         made.stop()
     assert {MARKER, f"_paths/{NAME}.json"} <= set(store.objects), "begun with the first file"
     assert path_on(store).get_wal(names[3]) == wal_segment(4)
+
+
+class Hanging(MemoryStore):
+    """A repository that takes a connection, and does not answer until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may = threading.Event(), threading.Event()
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = True) -> bool:
+        self.asked.set()
+        self.may.wait(60)
+        return super().put(key, data, if_absent=if_absent)
+
+
+def test_a_primary_that_was_replaced_is_not_held_up_while_it_stops(tmp_path: Path) -> None:
+    """PostgreSQL asks three times while it stops, and its cluster waits for it as a standby: that took 11 s."""
+    store = Hanging()
+    name = Segment(1, 1).name()
+    (tmp_path / name).write_bytes(wal_segment(1))
+    made = WalArchiver(path_on(store), tmp_path, segment_bytes=SEGMENT)
+    made.stand(1, draining=True)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(made.handle, ["push", f"pg_wal/{name}"])
+            assert store.asked.wait(30)
+            made.stand(None)
+            assert "not the primary" in answer.result(timeout=wal.OPEN_WAIT_S / 2)
+            again = pool.submit(made.handle, ["push", f"pg_wal/{name}"])
+            assert "not the primary" in again.result(timeout=wal.OPEN_WAIT_S / 2)
+            store.may.set()
+            made.stand(3)
+            assert made.handle(["push", f"pg_wal/{name}"]) == "ok"
+    finally:
+        store.may.set()
+        made.stop()
 
 
 def test_a_file_system_that_is_not_mounted_any_more_is_not_begun_anew(tmp_path: Path) -> None:
