@@ -117,14 +117,15 @@ class WalArchiver:
             return self._push(file.name)
         except (RepositoryError, OSError) as error:
             self._note_failure(error)
-            return self._past_limit(file.name) or f"no {file.name}: {error}"
+            word = "end" if self._draining else "no"
+            return self._past_limit(file.name) or f"{word} {file.name}: {error}"
 
     def _push(self, name: str) -> str:
         if not layout.archivable(name):
             return f"no {name} is not a WAL file"
         timeline, draining = self._wait_until_open()
         if timeline is None:
-            return f"no {name}: {NOT_OPEN}"
+            return f"{'end' if self._left() else 'no'} {name}: {NOT_OPEN}"
         with self._lock:
             if name in self._done:
                 self._done.discard(name)
@@ -153,17 +154,21 @@ class WalArchiver:
             if self._status.error and (let_go := self._past_limit(name)):
                 return let_go  # a repository that hangs would cost most of a minute for each file
             if self._timeline is None:
-                return f"no {name}: {NOT_OPEN}"
+                return f"end {name}: {NOT_OPEN}"
             if self._draining and waited > DRAIN_S:
-                return f"no {name}: a switchover waits; the next primary archives it"
+                return f"end {name}: a switchover waits; the next primary archives it"
             if waited > ANSWER_S:
                 raise RepositoryUnavailable(f"not stored within {ANSWER_S:g} s; it goes on in the background")
 
     def _wait_until_open(self) -> tuple[int | None, bool]:
         with self._standing:
-            left = time.monotonic() - self._left_at < LEFT_S
+            left = self._left()
             self._standing.wait_for(lambda: left or self._timeline is not None, OPEN_WAIT_S)
             return self._timeline, self._draining
+
+    def _left(self) -> bool:
+        """Have we just been replaced? PostgreSQL is stopping then, and is to ask no more."""
+        return self._timeline is None and time.monotonic() - self._left_at < LEFT_S
 
     def _submit(self, name: str) -> Future[None]:
         """Store `name` in the background, once. Call with the lock held."""

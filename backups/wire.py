@@ -1,7 +1,7 @@
 """The line protocol between PostgreSQL's archive and restore commands and us: one line asked, one line answered.
 
-Fields are separated by tabs. Answers: `ok`, `no WHY`, `stop WHY`. Each connection has a thread of its own: there is one
-at a time, PostgreSQL asks for one file after the other.
+Fields are separated by tabs. Answers: `ok`, `no WHY`, `end WHY` (to a push: no, and ask no more), `stop WHY`. Each
+connection has a thread of its own: there is one at a time, PostgreSQL asks for one file after the other.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ eval {
     else {
         print STDERR "flypg: $message\n" if length $message;
         $code = 1 if $word eq 'no';
+        $code = 126 if $word eq 'end' && $verb eq 'push';
     }
     1;
 } or print STDERR "flypg: $@";

@@ -85,6 +85,8 @@ def test_it_asks_for_the_file_by_its_whole_path(language: str, place: Path) -> N
         ("push", "stop what happened?", 1, "flypg: what happened?\n"),
         ("push", "", 1, ""),
         ("push", "okay", 1, ""),
+        ("push", "end a switchover waits", 126, "flypg: a switchover waits\n"),
+        ("get", "end what is that", 254, "flypg: what is that\n"),
         ("get", "ok", 0, ""),
         ("get", "no", 1, ""),
         ("get", "no such file", 1, "flypg: such file\n"),
