@@ -146,7 +146,7 @@ class BackupService:
         arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal", *self._begun())
         await self._archiver.tell(now, arguments, self._written())
         before = self._alarm.back_at
-        heard = self._alarm.look(self._archiver.status, self._wall())
+        heard = self._alarm.look(self._archiver.status, self._wall(), primary=now.timeline != 0)
         if self._alarm.back_at != before:
             self._wanted.set()  # what failed while the repository was away need not wait any longer
         self._untold += heard.events

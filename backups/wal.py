@@ -311,4 +311,5 @@ class WalArchiver:
     def status(self) -> WalStatus:
         with self._lock:
             stored = set(self._done)
-        return replace(self._status, queue=look(self._pg_wal, self._timeline, self._segment_bytes, stored))
+        error = self._status.error if self._timeline is not None else ""  # else what was wrong is another's to say
+        return replace(self._status, error=error, queue=look(self._pg_wal, self._timeline, self._segment_bytes, stored))

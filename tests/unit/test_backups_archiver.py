@@ -95,6 +95,8 @@ def test_a_primary_that_was_replaced_is_not_held_up_while_it_stops(tmp_path: Pat
             assert store.asked.wait(30)
             made.stand(None)
             assert re.match("end .* not the primary", answer.result(timeout=wal.OPEN_WAIT_S / 2))
+            made._note_failure(RepositoryUnavailable("away"))
+            assert made.status().error == "", "an error of one that is not the primary any more stayed for ever"
             again = pool.submit(made.handle, ["push", f"pg_wal/{name}"])
             assert re.match("end .* not the primary", again.result(timeout=wal.OPEN_WAIT_S / 2))
             store.may.set()
