@@ -66,6 +66,8 @@ def _problems(status: BackupStatus) -> tuple[str, ...]:
         found.append(f"the last snapshot failed{times}: {history.error}")
     if history.unreadable:
         found.append(f"a snapshot's record cannot be read, no WAL is deleted: {history.unreadable}")
+    if history.undone:
+        found.append(history.undone)
     if history.doubt:
         found.append(f"the last restore test failed: {history.doubt}")
     if wal is not None and wal.conflicts:

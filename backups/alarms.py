@@ -39,12 +39,15 @@ class ArchiveAlarm:
         self._dropped = 0
         self._gap_at: float | None = None
 
-    def look(self, status: WalStatus | None, now: float) -> Heard:
-        """`status`: None while no archiver runs here; whatever was wrong is then somebody else's to say."""
+    def look(self, status: WalStatus | None, now: float, *, primary: bool = True) -> Heard:
+        """`status`: None while no archiver runs here. `primary`: of the open term; for any other node the repository is
+        not away, it does not ask. Whatever was wrong is then somebody else's to say."""
         if status is None:
             self._down_at, self._told, self._dropped = None, False, 0
             return Heard()
-        return Heard(self._reachable(status, now), self._gap(status, now))
+        if not primary:
+            self._down_at, self._told = None, False
+        return Heard(self._reachable(status, now) if primary else (), self._gap(status, now))
 
     def _reachable(self, status: WalStatus, now: float) -> tuple[str, ...]:
         if status.error:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from postgres.command import reap, spawn
 
 log = logging.getLogger("flypg.backups")
 LONGEST_PAUSE_S = 60.0  # between two starts of an archiver that ends at once
+SILENT_S = 10.0  # one that has answered, and does not any more, is worth a word
+FROZEN_S = 30.0  # and is replaced: it is frozen, or its socket is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class ArchiverProcess:
         self._environment = dict(environment)
         self._pid: int | None = None
         self._heard = True  # has the one that was started last ever answered
+        self._silent_at: float | None = None  # since when one that had answered does not, by the monotonic clock
         self._failures = 0  # starts in a row after which none answered
         self._again_at = 0.0  # not before that, on the monotonic clock
         self._why = ""  # the last words of one that ended without an answer
@@ -79,6 +83,8 @@ class ArchiverProcess:
         if now.timeline == 0:
             return
         alive = self._alive()
+        if alive:
+            self._end_if_frozen()
         if not alive and not self._heard:
             self._heard = True
             self._failures += 1
@@ -87,6 +93,8 @@ class ArchiverProcess:
             log.error("archiver_ended", extra={"error": self._why, "failures": self._failures})
         if self._failures:
             self.status = WalStatus(error=f"the archiver does not start: {self._why}")
+        elif self._silent_s() >= SILENT_S:
+            self.status = WalStatus(error=f"the archiver (process {self._pid}) does not answer at {self._socket}")
         if alive or self._monotonic() < self._again_at:
             return  # it is starting, or had better not be yet
         self._heard = False
@@ -105,6 +113,19 @@ class ArchiverProcess:
             return False
         return True
 
+    def _silent_s(self) -> float:
+        return 0.0 if self._silent_at is None else self._monotonic() - self._silent_at
+
+    def _end_if_frozen(self) -> None:
+        """Kill the one that runs when it has been silent for too long: what it did not finish, the next one does."""
+        if not self._heard or self._pid is None:
+            return  # it is still starting
+        if self._silent_at is None:
+            self._silent_at = self._monotonic()
+        if self._silent_s() >= FROZEN_S:
+            log.error("archiver_frozen", extra={"pid": self._pid, "silent_s": round(self._silent_s())})
+            os.kill(self._pid, signal.SIGKILL)
+
     async def _say(self, now: Standing, written: int | None) -> bool:
         """False: nobody listens."""
         word = "draining" if now.draining else "open"
@@ -116,7 +137,7 @@ class ArchiverProcess:
         if kind != "ok":
             raise FlypgError(f"the archiver answered {answer!r}")
         self.status = parse_status(json.loads(body))
-        self._heard, self._failures, self._again_at = True, 0, 0.0
+        self._heard, self._failures, self._again_at, self._silent_at = True, 0, 0.0, None
         return True
 
     async def stop(self) -> None:

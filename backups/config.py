@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -25,11 +26,13 @@ from postgres.defaults import SMALL_MB
 from postgres.files import size_bytes
 from postgres.server_files import machine_memory_mb
 
-FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", "S3_ARCHIVE_CONFIG")
-ENDPOINT = re.compile(r"https?://[^/\s]+/?\Z")
+FLEX_KEY = "S3_ARCHIVE_CONFIG"  # what Fly's newer image calls it: https://key:secret@endpoint/bucket/directory
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+FORWARDED = ("FLYPG_SNAPSHOT_", "FLYPG_WAL_", "FLYPG_S3_", "AWS_", FLEX_KEY, *PROXIES)
+ENDPOINT = re.compile(r"https?://[^/\s@?#]+/?\Z")
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
 REGION = re.compile(r"[A-Za-z0-9-]{1,63}\Z")
-FLEX_KEY = "S3_ARCHIVE_CONFIG"  # what Fly's newer image calls it: https://key:secret@endpoint/bucket/directory
+SLOWEST_RATE = 32 << 10  # bytes per second; PostgreSQL takes none that is lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class BackupConfig:
     def store(self) -> ObjectStore:
         if self.s3 is not None:
             return S3Store(self.s3)
-        root = Path(unquote(urlsplit(self.url).path))
+        root = directory(self.url)
         volume = next(p for p in (root, *root.parents) if p.exists())
         return DirectoryStore(root, min_free_bytes=int(size_bytes(volume) * self.min_free_percent / 100))
 
@@ -73,6 +76,11 @@ class BackupConfig:
         repository = Repository(self.store(), self.codec())
         repository.open(create=create)
         return repository
+
+
+def directory(url: str) -> Path:
+    """Where a repository is that `url` (file:///DIRECTORY) names."""
+    return Path(unquote(url.removeprefix("file://")))  # not as a URL is read: there ? and # end the path
 
 
 def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None = None) -> BackupConfig:
@@ -115,14 +123,14 @@ def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None
                 values, "FLYPG_SNAPSHOT_PART_SIZE", (2 if small else 8) << 20, at_least=1 << 20, at_most=1 << 30
             ),
             uploaders=read.integer(values, "FLYPG_SNAPSHOT_UPLOADS", 1 if small else 2, at_least=1, at_most=64),
-            max_rate_kib=read.size(values, "FLYPG_SNAPSHOT_MAX_RATE", 0, at_least=0) >> 10,
+            max_rate_kib=_rate(values) >> 10,
         ),
         level=read.integer(values, "FLYPG_SNAPSHOT_LEVEL", 1, at_least=1, at_most=19),
         verify=read.flag(values, "FLYPG_SNAPSHOT_VERIFY", True),
         scratch=Path(values.get("FLYPG_SNAPSHOT_SCRATCH") or data_dir / "restore-test"),
         min_free_percent=read.number(values, "FLYPG_SNAPSHOT_MIN_FREE_PERCENT", 15.0, at_least=0, at_most=90),
         archive=bool(url or s3) and read.flag(values, "FLYPG_WAL_ARCHIVE", given),
-        archive_timeout_s=int(read.seconds(values, "FLYPG_WAL_TIMEOUT_S", 60, at_least=0, at_most=86400)),
+        archive_timeout_s=math.ceil(read.seconds(values, "FLYPG_WAL_TIMEOUT_S", 60, at_least=0, at_most=86400)),
         wal=WalOptions(
             workers=read.integer(values, "FLYPG_WAL_WORKERS", 1 if small else 4, at_least=1, at_most=64),
             queue_limit_bytes=read.size(values, "FLYPG_WAL_QUEUE_LIMIT", 1 << 30, at_least=0),
@@ -141,6 +149,16 @@ def read_config(values: Mapping[str, str], data_dir: Path, memory_mb: int | None
     )
 
 
+def _rate(values: Mapping[str, str]) -> int:
+    """0: no limit."""
+    rate = read.size(values, "FLYPG_SNAPSHOT_MAX_RATE", 0, at_least=0, at_most=1 << 30)
+    if 0 < rate < SLOWEST_RATE:
+        raise SettingsError(
+            "FLYPG_SNAPSHOT_MAX_RATE", values["FLYPG_SNAPSHOT_MAX_RATE"], "must be 0 (no limit) or at least 32KB"
+        )
+    return rate
+
+
 def _seed(values: Mapping[str, str], *, shared: bool) -> bool:
     wished = read.choice(values, "FLYPG_SEED_FROM", ("primary", "repository"), "primary")
     if wished == "repository" and not shared:
@@ -152,7 +170,7 @@ def _seed(values: Mapping[str, str], *, shared: bool) -> bool:
 
 def values_of(settings: Settings) -> dict[str, str]:
     """What an agent reads its backup settings from: its own, and those of the tools of others."""
-    foreign = {k: v for k, v in os.environ.items() if k.startswith("AWS_") or k == FLEX_KEY}
+    foreign = {k: v for k, v in os.environ.items() if k.startswith("AWS_") or k in (FLEX_KEY, *PROXIES)}
     return foreign | dict(settings.values)
 
 
@@ -161,7 +179,8 @@ def _endpoint(values: Mapping[str, str]) -> str:
     key = "FLYPG_S3_ENDPOINT" if values.get("FLYPG_S3_ENDPOINT") else "AWS_ENDPOINT_URL_S3"
     found = values.get(key, "")
     if found and not ENDPOINT.match(found):
-        raise SettingsError(key, found, "must be http://HOST or https://HOST, with :PORT if need be")
+        shown = "…" if "@" in found or "?" in found else found  # what is not to be there may be a secret
+        raise SettingsError(key, shown, "must be http://HOST or https://HOST, with :PORT if need be")
     return found
 
 
@@ -181,6 +200,9 @@ def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
             raise SettingsError("FLYPG_SNAPSHOT_URL", url, "names no bucket: s3://BUCKET/PREFIX")
+        if "@" in bucket:  # maybe a key and its secret
+            why = "credentials have settings of their own: FLYPG_S3_ACCESS_KEY_ID, FLYPG_S3_SECRET_ACCESS_KEY"
+            raise SettingsError("FLYPG_SNAPSHOT_URL", "…", why)
         if not BUCKET.match(bucket):
             raise SettingsError("FLYPG_SNAPSHOT_URL", url, f"{bucket!r} is no name of a bucket")
         access_key = values.get("FLYPG_S3_ACCESS_KEY_ID", "")
@@ -205,12 +227,13 @@ def _s3(values: Mapping[str, str], url: str) -> S3Options | None:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         port = "none"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     if parts.scheme not in ("http", "https") or not parts.hostname or not BUCKET.match(bucket) or port == "none":
         raise SettingsError(FLEX_KEY, "…", "must be https://KEY:SECRET@ENDPOINT/BUCKET/DIRECTORY")
     return make(
         bucket=bucket,
-        prefix=prefix,
-        endpoint=f"{parts.scheme}://{parts.hostname}{port}",
+        prefix=prefix.strip("/"),
+        endpoint=f"{parts.scheme}://{host}{port}",
         access_key=unquote(parts.username or ""),
         secret_key=unquote(parts.password or ""),
         **common,

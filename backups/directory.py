@@ -6,6 +6,7 @@ a rename would silently replace.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,16 @@ class DirectoryStore:
         except OSError as error:
             raise self._error(key, error) from error
 
+    def has(self, key: str) -> bool:
+        """Is there such an object? Raises RepositoryError when that cannot be told."""
+        try:
+            self._path(key).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error(key, error) from error
+        return True
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._root / prefix.rpartition("/")[0]
         try:
@@ -87,6 +98,8 @@ class DirectoryStore:
                     status = (self._root / name).stat()
                 except FileNotFoundError:
                     continue  # deleted meanwhile
+                except OSError as error:
+                    raise self._error(name, error) from error
                 yield ObjectInfo(name, status.st_size, status.st_mtime)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -100,15 +113,24 @@ class DirectoryStore:
             folders.add(path.parent)
         for folder in sorted(folders, reverse=True):
             if folder.is_dir():
-                _sync(folder)
+                try:
+                    _sync(folder)
+                except FileNotFoundError:
+                    pass  # another delete has pruned it
+                except OSError as error:
+                    raise self._error(str(folder.relative_to(self._root)), error) from error
             self._prune(folder)
 
     def tidy(self, before: float) -> None:
-        for at, _, files in os.walk(self._root):
-            for file in files:
-                path = Path(at) / file
-                if file.startswith(TEMPORARY) and path.stat().st_mtime < before:
-                    path.unlink(missing_ok=True)
+        try:
+            for at, file in _files(self._root):
+                if file.startswith(TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                        path = at / file
+                        if path.stat().st_mtime < before:
+                            path.unlink()
+        except OSError as error:
+            raise self._error("temporary files", error) from error
 
     def _prune(self, folder: Path) -> None:
         """Remove directories that have become empty; one that is in use again stays."""
@@ -163,7 +185,19 @@ def _sync(folder: Path) -> None:
 
 
 def _walk(folder: Path, root: Path) -> Iterator[str]:
-    for at, _, files in os.walk(folder):
+    for at, file in _files(folder):
+        if not file.startswith(TEMPORARY):
+            yield str((at / file).relative_to(root))
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The files below `folder`, with their directories. A directory that cannot be read is an error: what is in it
+    would seem to be gone, and a snapshot without its record would be swept away. One that is not there has nothing."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for at, _, files in os.walk(folder, onerror=failed):
         for file in files:
-            if not file.startswith(TEMPORARY):
-                yield str((Path(at) / file).relative_to(root))
+            yield Path(at), file

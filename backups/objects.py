@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import os
 import random
 import threading
 import time
@@ -40,6 +41,8 @@ RETRIED = {
 }
 ABSENT = {"NoSuchKey", "404", "NotFound"}
 NOT_KNOWN = {"NotImplemented", "InvalidArgument", "InvalidRequest", "NotSupported"}
+PROBE = "probe/conditional-writes"  # stays: another may try at the same time, and not everybody may delete
+REDIRECTED = "it sends us elsewhere; is FLYPG_S3_ENDPOINT (http or https?) or FLYPG_S3_REGION another's?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ class DigestMismatch(RepositoryError):
     """The store answered with the digest of something else than what was sent."""
 
 
+class NoAnswerOfS3(RepositoryError):
+    """It says 200, but not as S3 does: a proxy's own page, say. Nothing is known to be stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class S3Options:
     """How to reach an S3 service. Credentials "" mean boto3's usual chain (environment, profile, instance role)."""
@@ -112,6 +119,9 @@ class S3Store:
         self._attempts = attempts
         self._conditional: bool | None = None  # does the service honour If-None-Match? None: not tried yet
         self._probing = threading.Lock()
+        bundle = os.environ.get("AWS_CA_BUNDLE", "")
+        if bundle and not os.path.exists(bundle):  # else the error of every request is a mere "No such file"
+            raise RepositoryRefused(f"{self.describe()}: AWS_CA_BUNDLE: {bundle} is not there")
         try:
             session = boto3.session.Session(
                 aws_access_key_id=options.access_key or None,
@@ -132,11 +142,8 @@ class S3Store:
                     max_pool_connections=16,
                 ),
             )
-        except (
-            BotoCoreError,
-            ValueError,
-            OSError,
-        ) as error:  # an unknown profile, a file of certificates that is not there
+            self._client.meta.events.register_last("before-parameter-build.s3", _redirected_once)
+        except (BotoCoreError, ValueError, OSError) as error:  # an unknown profile, say
             raise RepositoryRefused(f"{self.describe()}: {error}") from error
 
     def describe(self) -> str:
@@ -162,7 +169,7 @@ class S3Store:
 
         def once() -> bool:
             answer = self._client.put_object(**arguments)
-            etag = str(answer.get("ETag", "")).strip('"')
+            etag = str(self._of_s3(key, answer, "ETag")).strip('"')
             plain = answer.get("ServerSideEncryption", "AES256") == "AES256"  # else the ETag is no MD5
             if plain and len(etag) == 32 and "-" not in etag and etag != digest.hexdigest():
                 arguments.pop("IfNoneMatch", None)  # what lies there now is ours, and wrong
@@ -174,8 +181,9 @@ class S3Store:
     def get(self, key: str) -> bytes:
         def once() -> bytes:
             answer = self._client.get_object(Bucket=self._options.bucket, Key=self._name(key))
+            self._of_s3(key, answer, "ETag")
             body = answer["Body"].read()
-            if len(body) != answer["ContentLength"]:
+            if len(body) != answer.get("ContentLength", len(body)):  # a proxy may send it in chunks
                 raise DigestMismatch(f"{self.describe()}: {key}: the answer was cut short")
             return bytes(body)
 
@@ -191,12 +199,24 @@ class S3Store:
                 "MaxKeys": self._options.page,
                 **token,
             }
-            page = self._retried(prefix, lambda a=arguments: self._client.list_objects_v2(**a))  # type: ignore[misc]
+            page = self._retried(prefix, lambda a=arguments: self._page(prefix, a))  # type: ignore[misc]
             for found in page.get("Contents", ()):
                 yield ObjectInfo(found["Key"][skip:], found["Size"], found["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, prefix: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        page: dict[str, Any] = self._client.list_objects_v2(**arguments)
+        if self._of_s3(prefix, page, "IsTruncated"):
+            self._of_s3(prefix, page, "NextContinuationToken")
+        return page
+
+    def _of_s3(self, key: str, answer: dict[str, Any], wanted: str) -> Any:
+        """What every answer of this kind has. Raises NoAnswerOfS3."""
+        if wanted not in answer:
+            raise NoAnswerOfS3(f"what answers at {self._client.meta.endpoint_url} is not S3: no {wanted}")
+        return answer[wanted]
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:  # one by one: several services do not know, or want a checksum for, deleting many at once
@@ -219,15 +239,14 @@ class S3Store:
         """Try it: a second conditional write of one name must be refused."""
         with self._probing:
             if self._conditional is None:
-                key = f"probe/{random.SystemRandom().getrandbits(64):016x}"
                 try:
-                    self._put(key, b"1", condition=True)
-                    self._conditional = not self._put(key, b"1", condition=True)
+                    self._conditional = not (
+                        self._put(PROBE, b"1", condition=True) and self._put(PROBE, b"1", condition=True)
+                    )
                 except RepositoryRefused as error:
                     if not isinstance(error.__cause__, Exception) or _code(error.__cause__)[0] not in NOT_KNOWN:
                         raise
                     self._conditional = False
-                self.delete([key])
                 if not self._conditional:
                     log.warning("s3_no_conditional_writes", extra={"repository": self.describe()})
             return self._conditional
@@ -252,11 +271,12 @@ class S3Store:
                 if status == 412 and exists is not None:
                     return exists()
                 if not (code in RETRIED or status >= 500 or status == 429) or status == 501:
-                    raise RepositoryRefused(f"{self.describe()}: {key}: {error}") from error
+                    hint = f"; {REDIRECTED}" if 300 <= status < 400 else ""
+                    raise RepositoryRefused(f"{self.describe()}: {key}: {error}{hint}") from error
                 failure: Exception = error
             except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
                 raise RepositoryRefused(f"{self.describe()}: {error}") from error
-            except (BotoCoreError, DigestMismatch, OSError) as error:  # connections, timeouts, answers cut short
+            except (BotoCoreError, DigestMismatch, NoAnswerOfS3, OSError) as error:  # connections, answers cut short
                 failure = error
             if attempt < self._attempts:
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
@@ -264,6 +284,12 @@ class S3Store:
         raise RepositoryUnavailable(
             f"{self.describe()}: {key}: no success in {self._attempts} attempts: {failure}"
         ) from failure
+
+
+def _redirected_once(model: Any, context: dict[str, Any], **_: Any) -> None:
+    """Asked where a bucket is, a service may redirect again: boto3 would ask about that as well, without end."""
+    if model.name == "HeadBucket":
+        context["s3_redirect"]["redirected"] = True
 
 
 def _code(error: BaseException) -> tuple[str, int]:

@@ -24,20 +24,22 @@ class RunHistory:
     failed_at: float | None = None
     failures: int = 0  # in a row, since the last success
     error: str = ""
+    where: str = ""  # the repository it is in
     ok_bytes: int | None = None  # what the last one takes in the repository
     kept: int = 0  # how many there are
     oldest_at: float | None = None
     verified_at: float | None = None  # when one was last restored in a test, and could be
     verified_s: float | None = None  # how long that restore took
     doubt: str = ""  # what the last restore test found wrong; "" when nothing
+    undone: str = ""  # what could not be done after the last snapshot, and why: deleting old ones, the restore test
     unreadable: str = ""  # records of snapshots that cannot be read: nothing that they may need is deleted
     gap_at: float | None = None  # when WAL was last let go that is in no snapshot; None: the archive is whole
     gap: str = ""  # the file that was
 
 
-def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, size: int) -> RunHistory:
+def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, size: int, where: str = "") -> RunHistory:
     """After a snapshot that took from `began` to `at`. Only WAL that was let go before it began is made up for."""
-    new = replace(history, ok_at=at, ok_id=snapshot, ok_bytes=size, failures=0, failed_at=None, error="")
+    new = replace(history, ok_at=at, ok_id=snapshot, where=where, ok_bytes=size, failures=0, failed_at=None, error="")
     return new if history.gap_at is not None and history.gap_at > began else replace(new, gap_at=None, gap="")
 
 

@@ -22,12 +22,14 @@ from backups.catalog import (
     parse_json,
 )
 from backups.codec import Codec, sha256
-from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing
+from backups.directory import DirectoryStore
+from backups.errors import DifferentContent, ObjectDamaged, ObjectMissing, RepositoryUnavailable
 from backups.layout import FORMAT_VERSION, PathName
 from backups.objects import ObjectInfo, ObjectStore
 from cluster.errors import StoredFormatError
 
 log = logging.getLogger("flypg.backups")
+UNMOUNTED = ": is its file system mounted? If it is to begin anew: flypg snapshots create"
 MEND = 'if it is one of flypg, put {"format_version": 1} there'
 
 
@@ -71,7 +73,8 @@ class Repository:
             where = self.store.describe()
             if any(True for _ in self.store.list("_paths/")):
                 raise ObjectDamaged(f"{where}: {layout.MARKER} is missing, though there is data: {MEND}") from None
-            raise ObjectMissing(f"{where}: no repository of flypg is here") from None
+            hint = UNMOUNTED if isinstance(self.store, DirectoryStore) and not create else ""
+            raise ObjectMissing(f"{where}: no repository of flypg is here{hint}") from None
         except ObjectDamaged as error:
             raise ObjectDamaged(f"{error}; {MEND}") from None
 
@@ -87,6 +90,16 @@ class Repository:
                     name = layout.parse_path(info.key.removeprefix("_paths/").removesuffix(".json"))
                     found.append(PathInfo(name.cluster, name.system_id, name.incarnation, info.modified))
         return sorted(found, key=lambda p: p.created_at)
+
+    def unlisted(self) -> list[PathName]:
+        """The paths with snapshots, whose records may be lost; reads the names of all objects."""
+        found = set()
+        for info in self.store.list(""):
+            name, catalog, _ = info.key.partition("/catalog/")
+            with contextlib.suppress(ValueError):
+                if catalog:
+                    found.add(layout.parse_path(name))
+        return sorted(found, key=str)
 
     def begin_path(self, info: PathInfo) -> Path:
         """The path of this name; written down if it is new."""
@@ -190,6 +203,14 @@ class Path:
             return decode_verification(self._store.get(self._full(key)), key)
         except ObjectMissing:
             return None
+
+    def recorded(self, snapshot: str) -> bool:
+        """Is there a record of it? Asked by its name: a listing may have left it out."""
+        try:
+            self._store.get(self._full(layout.catalog_key(snapshot)))
+        except ObjectMissing:
+            return False
+        return True
 
     def snapshots(self) -> list[SnapshotRecord]:
         """All snapshots whose record can be read, oldest first."""
@@ -314,10 +335,15 @@ class Path:
 
 
 class LatePath(Path):
-    """A path that begins with the first WAL that is stored in it: not before, so that its repository may be away."""
+    """A path that begins with the first WAL that is stored in it: not before, so that its repository may be away.
 
-    def __init__(self, repository: Repository, info: PathInfo) -> None:
+    What has begun is not begun again: where a file system is not mounted any more, another disk would take the WAL, and
+    PostgreSQL would forget it. `begun`: that is so already.
+    """
+
+    def __init__(self, repository: Repository, info: PathInfo, *, begun: bool = False) -> None:
         super().__init__(repository, info.name)
+        self._create = not begun
         self._repository = repository
         self._info = info
         self._beginning = threading.Lock()
@@ -326,9 +352,11 @@ class LatePath(Path):
     def _begin(self) -> None:
         with self._beginning:
             if not self._begun:
-                self._repository.open()
+                self._repository.open(create=self._create)
                 self._repository.begin_path(self._info)
                 self._begun = True
+            elif isinstance(self._store, DirectoryStore) and not self._store.has(layout.MARKER):
+                raise RepositoryUnavailable(f"{self._store.describe()}: {layout.MARKER} is gone{UNMOUNTED}")
 
     def put_wal(self, name: str, content: bytes | FilePath) -> int:
         self._begin()

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("work", choices=list(WORK))
     parser.add_argument("--path", required=True)
     parser.add_argument("--parent", default="")
+    parser.add_argument("--begun", action="store_true", help="there is a repository; none is to be begun")
     parser.add_argument("--node", required=True)
     parser.add_argument("--data-dir", required=True, type=FilePath)
     parser.add_argument("--user", default="")
@@ -74,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.work in READS:
             path = config.repository(create=False).path(name)
         elif args.work == "wal":  # must answer PostgreSQL also while the repository is away
-            path = LatePath(Repository(config.store(), config.codec()), about)
+            path = LatePath(Repository(config.store(), config.codec()), about, begun=args.begun)
         else:
-            path = config.repository().begin_path(about)
+            path = config.repository(create=not args.begun).begin_path(about)
         result = WORK[args.work](args, config, path)
     except FlypgError as error:
         print(error, file=sys.stderr, flush=True)

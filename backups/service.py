@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path as FilePath
 from typing import Any
 
 from backups import layout
@@ -27,16 +25,15 @@ from backups.layout import PathName
 from backups.notes import LEASE_S, Notes
 from backups.policy import Due, RunHistory, due, jitter_s, retry_at, source, succeeded
 from backups.schedule import Ticker, next_after
-from cluster.errors import CommandFailed, CommandTimedOut, FlypgError
+from backups.volume import warnings
+from cluster.errors import CommandFailed, CommandTimedOut, FlypgError, OutcomeUnknown, StoreUnavailable
 from cluster.model import Event, Snapshot
 
 log = logging.getLogger("flypg.backups")
 WATCH_S = 2.0  # how often the archiver is told how things stand
 TICK_S = 60.0
-WARN_SAME = (
-    "no backups: the snapshots lie on the volume of the database and do not survive its loss;"
-    " name a repository: FLYPG_SNAPSHOT_URL=s3://BUCKET/PREFIX (docs/backups.md)"
-)
+NOTE_AGAIN_S = 1.0  # what work has come to is written down again so often, until etcd takes it
+UNDONE = {"sweep": "old snapshots are not deleted", "verify": "the restore test could not be made"}
 SPREAD_S = 600.0  # clusters with the same schedule begin within so many seconds of each other
 
 
@@ -143,10 +140,13 @@ class BackupService:
         path = await self._own_path()
         if path is None:
             return
-        arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal")
+        if not self._read:  # else an agent that starts while its file system is not mounted would begin a repository
+            self._history = await self._notes.read_history(self._whose)
+            self._read = True
+        arguments = self._children.arguments(path, "--pg-wal", self._facts.pgdata / "pg_wal", *self._begun())
         await self._archiver.tell(now, arguments, self._written())
         before = self._alarm.back_at
-        heard = self._alarm.look(self._archiver.status, self._wall())
+        heard = self._alarm.look(self._archiver.status, self._wall(), primary=now.timeline != 0)
         if self._alarm.back_at != before:
             self._wanted.set()  # what failed while the repository was away need not wait any longer
         self._untold += heard.events
@@ -177,7 +177,7 @@ class BackupService:
         cluster = self._cluster()
         if self._running or cluster is None:
             return
-        self._warnings = await asyncio.to_thread(self._look_at_volume)  # a network's directory may hang
+        self._warnings = await asyncio.to_thread(warnings, self._config.url, self._facts.pgdata)
         self._history = await self._notes.read_history(self._whose)
         self._read = True
         if source(cluster, shared=self._config.shared) == self._facts.node and self.due().now:
@@ -215,14 +215,24 @@ class BackupService:
             if not self.due().now:
                 return
             async with asyncio.TaskGroup() as group:
-                work = group.create_task(self._snapshot_and_more(path))
+                work = group.create_task(self._worked(path))
                 keeper = group.create_task(self._keep(lease, work))
                 work.add_done_callback(lambda _: keeper.cancel())
+            if not work.cancelled() and (error := work.result()) is not None:
+                raise error
         finally:
             self._running = ""
             await self._notes.release(lease)
 
-    async def _keep(self, lease: Any, work: asyncio.Task[None]) -> None:
+    async def _worked(self, path: PathName) -> FlypgError | None:
+        """What was in the way, as a value: a group of tasks would make something else of it."""
+        try:
+            await self._snapshot_and_more(path)
+        except FlypgError as error:
+            return error
+        return None
+
+    async def _keep(self, lease: Any, work: asyncio.Task[Any]) -> None:
         """Renew the lease; when it is lost, the work is ended: another node does it anew."""
         heard = time.monotonic()
         while True:
@@ -246,47 +256,64 @@ class BackupService:
             failures = self._history.failures + 1
             log.error("snapshot_failed", extra={"error": str(error), "failures": failures})
             text = "" if failures > 1 else f"a snapshot failed, and is tried again: {error}"
-            await self._remember(text, failed_at=self._wall(), failures=failures, error=str(error))
+            await self._note(text, failed_at=self._wall(), failures=failures, error=str(error))
             return
         size = int(made["stored_bytes"])
         await self._succeeded(began, str(made["id"]), size)
         log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
-        if made["after_error"]:
-            await self._remember(f"snapshot {made['id']} was taken, but then {made['after_error']}")
-        if done := await self._try("sweep", path):
+        undone = [made["after_error"]] if made["after_error"] else []
+        if done := await self._try("sweep", path, undone):
             bad = str(done["unreadable"])
             told = f"a snapshot's record cannot be read, no WAL is deleted: {bad}" if bad else ""
             told = "" if bad == self._history.unreadable else told
-            await self._remember(told, kept=int(done["kept"]), oldest_at=done["oldest_at"], unreadable=bad)
-        if self._config.verify and (done := await self._try("verify", path)) and done["id"]:
+            await self._note(told, kept=int(done["kept"]), oldest_at=done["oldest_at"], unreadable=bad)
+        if self._config.verify and (done := await self._try("verify", path, undone)) and done["id"]:
             if done["ok"]:
-                await self._remember(verified_at=done["at"], verified_s=done["restore_s"], doubt="")
+                await self._note(verified_at=done["at"], verified_s=done["restore_s"], doubt="")
             else:
                 doubt = f"{done['id']}: {done['text']}"
-                await self._remember(f"a restore test failed: {doubt}", doubt=doubt)
+                await self._note(f"a restore test failed: {doubt}", doubt=doubt)
+        if (failed := "; ".join(undone)) != self._history.undone:
+            await self._note(failed, undone=failed)
 
     async def _succeeded(self, began: float, snapshot: str, size: int) -> None:
         def change(history: RunHistory) -> RunHistory:
-            return succeeded(history, began=began, at=self._wall(), snapshot=snapshot, size=size)
+            now, where = self._wall(), self._config.url
+            return succeeded(history, began=began, at=now, snapshot=snapshot, size=size, where=where)
 
         before = self._history
         text = f"snapshot {snapshot} was taken"
         if before.gap_at is not None:
             text += f": restores begin anew after the gap at {before.gap}"
         worth_it = before.failures or before.gap_at is not None
-        event = self._event(text) if worth_it else None
-        self._history = await self._notes.change_history(change, self._whose, event)
+        await self._noted(change, text if worth_it else "")
+
+    async def _note(self, event: str = "", **facts: Any) -> None:
+        await self._noted(lambda h: replace(h, **facts), event)
+
+    async def _noted(self, change: Callable[[RunHistory], RunHistory], event: str) -> None:
+        """A moment without etcd does not undo work of hours: it is tried for as long as our lease is not lost."""
+        while True:
+            try:
+                return await self._change(change, event)
+            except (StoreUnavailable, OutcomeUnknown) as error:
+                log.warning("backup_not_noted", extra={"error": str(error)})
+            await asyncio.sleep(NOTE_AGAIN_S)
 
     async def _remember(self, event: str = "", **facts: Any) -> None:
-        told = self._event(event) if event else None
-        self._history = await self._notes.change_history(lambda h: replace(h, **facts), self._whose, told)
+        await self._change(lambda h: replace(h, **facts), event)
 
-    async def _try(self, work: str, path: PathName) -> dict[str, Any] | None:
-        """Work that may fail without making the snapshot worse; None: it did."""
+    async def _change(self, change: Callable[[RunHistory], RunHistory], event: str) -> None:
+        told = self._event(event) if event else None
+        self._history = await self._notes.change_history(change, self._whose, told)
+
+    async def _try(self, work: str, path: PathName, undone: list[str]) -> dict[str, Any] | None:
+        """Work that may fail without making the snapshot worse; None: it did, and `undone` says why."""
         try:
             done = await self._child(work, path)
         except (CommandFailed, CommandTimedOut) as error:
             log.warning(f"{work}_failed", extra={"error": str(error)})
+            undone.append(f"{UNDONE[work]}: {error}")
             return None
         log.info(f"{work}_done", extra={"result": done})
         return done
@@ -295,9 +322,14 @@ class BackupService:
         """Do some work in a process of its own. Raises CommandFailed with the reason it gives."""
         self._running = work
         try:
-            return await self._children.run(work, path, *more)
+            return await self._children.run(work, path, *more, *self._begun())
         finally:
             self._running = ""
+
+    def _begun(self) -> tuple[str, ...]:
+        """A shared directory lies on a file system that may not be mounted: no repository is begun there twice."""
+        begun = self._config.shared and self._config.url.startswith("file://")
+        return ("--begun",) if begun and self._history.where == self._config.url else ()
 
     async def _own_path(self) -> PathName | None:
         """The path this cluster archives under; None before it has a system."""
@@ -307,14 +339,3 @@ class BackupService:
             incarnation = await self._notes.incarnation(system_id, secrets.token_hex(4))
             self._path = PathName(self._facts.cluster, system_id, incarnation)
         return self._path if system_id else None
-
-    def _look_at_volume(self) -> tuple[str, ...]:
-        if not self._config.url.startswith("file://"):
-            return ()
-        place = FilePath(self._config.url.removeprefix("file://"))
-        try:
-            there = next(p for p in (place, *place.parents) if p.exists())  # it comes to be with the first snapshot
-            same = os.stat(there).st_dev == os.stat(self._facts.pgdata).st_dev
-        except OSError:
-            return ()
-        return (WARN_SAME,) if same else ()

@@ -44,7 +44,7 @@ def sweep(path: Path, keep: Keep, *, wall: Callable[[], float] = time.time, dry_
     retention = retain(catalogue.snapshots, keep, now)
     parts = [(info.key.split("/")[1], info.modified) for info in path.stored("snapshots/")]
     listed = [*(s.id for s in catalogue.snapshots), *(i for i, _ in catalogue.damaged)]
-    garbage = abandoned(parts, listed, now)
+    garbage = [i for i in abandoned(parts, listed, now) if not path.recorded(i)]
     wal = {wal_name(info.key): info for info in path.stored("wal/")}
     needless = set() if catalogue.damaged else set(needless_wal(wal, retention.keep))
     doomed = [info for name, info in wal.items() if name in needless]
@@ -120,7 +120,10 @@ def audit(path: Path, *, deep: bool = False, progress: Callable[[str], None] | N
     else:
         problems += path.histories(names)[1]
     reach = reach_of(path, snapshots, names)
-    if reach is not None and reach.gap:
+    if reach is not None and layout.HISTORY.match(reach.gap):
+        lost = f"no restore follows timeline {reach.timeline} without it"
+        problems.append(f"{reach.gap} is not archived: {lost}; the next archiver stores it again, if its pg_wal has it")
+    elif reach is not None and reach.gap:
         problems.append(f"the WAL has a gap: {reach.gap} is not archived, later segments are; a snapshot closes it")
     conflicts = tuple(info.key for info in path.stored("conflict/"))
     problems.extend(f"WAL was refused because other content has its name: {key}" for key in conflicts)

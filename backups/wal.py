@@ -30,8 +30,13 @@ from backups.walqueue import Queue, look, ready_names
 
 log = logging.getLogger("flypg.backups")
 OPEN_WAIT_S = 10.0  # a new primary archives its history file before its term is open: let it wait, rather than fail
+LEFT_S = 30.0  # but one that has just been replaced is asked while it stops, and its cluster waits for that
 DRAIN_S = 1.0  # how long a file may take while a switchover waits
+NOT_OPEN = "this node is not the primary of an open term"
 ANSWER_S = 50.0  # our client gives up after 60
+AHEAD = (
+    256  # names that one look at the directory is good for: with thousands that wait, a look takes longer than a file
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +83,11 @@ class WalArchiver:
         self._lock = threading.RLock()  # a file may be stored before its callback is set: then that runs under the lock
         self._inflight: dict[str, Future[None]] = {}
         self._done: set[str] = set()  # stored ahead of being asked for
+        self._upcoming: list[str] = []  # what PostgreSQL will ask for next, as we last saw
         self._standing = threading.Condition()
         self._timeline: int | None = None  # of the open term that this node is primary of
         self._draining = False
+        self._left_at = -LEFT_S  # when it was last told that it is not any more, on the monotonic clock
         self._stopping = threading.Event()
         self._letting_go = False
         self._status = WalStatus()
@@ -94,6 +101,8 @@ class WalArchiver:
         """Told by the agent: primary of an open term on `timeline`, or not (None). `draining`: a switchover waits."""
         with self._standing:
             opened = timeline is not None and timeline != self._timeline
+            if timeline is None and self._timeline is not None:
+                self._left_at = time.monotonic()
             self._timeline, self._draining = timeline, draining
             self._standing.notify_all()
         if opened and timeline is not None:
@@ -108,14 +117,15 @@ class WalArchiver:
             return self._push(file.name)
         except (RepositoryError, OSError) as error:
             self._note_failure(error)
-            return self._past_limit(file.name) or f"no {file.name}: {error}"
+            word = "end" if self._draining else "no"
+            return self._past_limit(file.name) or f"{word} {file.name}: {error}"
 
     def _push(self, name: str) -> str:
         if not layout.archivable(name):
             return f"no {name} is not a WAL file"
         timeline, draining = self._wait_until_open()
         if timeline is None:
-            return f"no {name}: this node is not the primary of an open term"
+            return f"{'end' if self._left() else 'no'} {name}: {NOT_OPEN}"
         with self._lock:
             if name in self._done:
                 self._done.discard(name)
@@ -143,15 +153,22 @@ class WalArchiver:
                 waited = time.monotonic() - began
             if self._status.error and (let_go := self._past_limit(name)):
                 return let_go  # a repository that hangs would cost most of a minute for each file
+            if self._timeline is None:
+                return f"end {name}: {NOT_OPEN}"
             if self._draining and waited > DRAIN_S:
-                return f"no {name}: a switchover waits; the next primary archives it"
+                return f"end {name}: a switchover waits; the next primary archives it"
             if waited > ANSWER_S:
                 raise RepositoryUnavailable(f"not stored within {ANSWER_S:g} s; it goes on in the background")
 
     def _wait_until_open(self) -> tuple[int | None, bool]:
         with self._standing:
-            self._standing.wait_for(lambda: self._timeline is not None, OPEN_WAIT_S)
+            left = self._left()
+            self._standing.wait_for(lambda: left or self._timeline is not None, OPEN_WAIT_S)
             return self._timeline, self._draining
+
+    def _left(self) -> bool:
+        """Have we just been replaced? PostgreSQL is stopping then, and is to ask no more."""
+        return self._timeline is None and time.monotonic() - self._left_at < LEFT_S
 
     def _submit(self, name: str) -> Future[None]:
         """Store `name` in the background, once. Call with the lock held."""
@@ -170,11 +187,17 @@ class WalArchiver:
 
     def _look_ahead(self, asked: str) -> None:
         """Store what PostgreSQL will ask for next, as far as workers are free."""
-        ready = self.ready()
         with self._lock:
-            self._done &= {*ready, asked}
+            at = self._upcoming.index(asked) + 1 if asked in self._upcoming else len(self._upcoming)
+            self._upcoming = self._upcoming[at:]
+            look = len(self._upcoming) < self._options.workers
+        ready = self.ready() if look else []
+        with self._lock:
+            if look:
+                self._upcoming = ready[:AHEAD]
+                self._done &= {*ready, asked}
             free = self._options.workers - len(self._inflight)
-            for name in ready:
+            for name in self._upcoming:
                 if free <= 0:
                     return
                 if name not in self._done and name not in self._inflight:
@@ -288,4 +311,5 @@ class WalArchiver:
     def status(self) -> WalStatus:
         with self._lock:
             stored = set(self._done)
-        return replace(self._status, queue=look(self._pg_wal, self._timeline, self._segment_bytes, stored))
+        error = self._status.error if self._timeline is not None else ""  # else what was wrong is another's to say
+        return replace(self._status, error=error, queue=look(self._pg_wal, self._timeline, self._segment_bytes, stored))

@@ -11,6 +11,8 @@ from pathlib import Path
 from backups import layout
 from backups.layout import segment_of
 
+FIRST = 16  # of those that wait, the oldest is among these: thousands may
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -32,7 +34,7 @@ def ready_names(pg_wal: Path) -> list[str]:
 def look(pg_wal: Path, timeline: int | None, segment_bytes: int, stored: Set[str]) -> Queue:
     """`stored`: what is in the repository although PostgreSQL has not heard of it yet."""
     ready = [n for n in ready_names(pg_wal) if n not in stored]
-    oldest = [at for n in ready if (at := _at(pg_wal, n, ".ready")) is not None]
+    oldest = [at for n in ready[:FIRST] if (at := _at(pg_wal, n, ".ready")) is not None]
     whole = [n for n in ready if (s := segment_of(n, segment_bytes)) and s.timeline == timeline]
     done = [n for n in _names(pg_wal, ".done") if (s := segment_of(n, segment_bytes)) and s.timeline == timeline]
     before = max((n for n in done if not whole or n < whole[0]), default="")

@@ -1,7 +1,7 @@
 """The line protocol between PostgreSQL's archive and restore commands and us: one line asked, one line answered.
 
-Fields are separated by tabs. Answers: `ok`, `no WHY`, `stop WHY`. Each connection has a thread of its own: there is one
-at a time, PostgreSQL asks for one file after the other.
+Fields are separated by tabs. Answers: `ok`, `no WHY`, `end WHY` (to a push: no, and ask no more), `stop WHY`. Each
+connection has a thread of its own: there is one at a time, PostgreSQL asks for one file after the other.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class LineServer:
         self._handle = handle
         self._owner = owner
         self._listener: socket.socket | None = None
+        self._made: tuple[int, int] | None = None  # device and inode of our socket
 
     def start(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -44,6 +45,8 @@ class LineServer:
             os.umask(mask)
         if self._owner is not None:  # the directory is that user's own: what it may have put there is not followed
             os.chown(self._path, self._owner.uid, self._owner.gid, follow_symlinks=False)
+        made = self._path.lstat()
+        self._made = made.st_dev, made.st_ino
         listener.listen(16)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="wal-accept", daemon=True).start()
@@ -54,7 +57,10 @@ class LineServer:
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             self._listener.close()
             self._listener = None
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            there = self._path.lstat()
+            if (there.st_dev, there.st_ino) == self._made:  # else one that has come after us answers there
+                self._path.unlink()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

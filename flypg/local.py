@@ -57,8 +57,12 @@ def load(root: Path) -> Layout | None:
 
 
 def save(layout: Layout) -> None:
+    """Readable by nobody else: among the settings of the nodes may be secrets, of an S3 service, say."""
     temporary = layout.file.with_suffix(".new")
-    temporary.write_text(layout.dump())
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(layout.dump())
     temporary.replace(layout.file)
 
 

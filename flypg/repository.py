@@ -100,6 +100,12 @@ def choose(repository: Repository, named: str | None, cluster: str) -> PathName:
         return wished
     found: list[PathInfo] = repository.paths(cluster) if cluster else []
     everything = found or repository.paths()
+    if not everything and (lost := repository.unlisted()):
+        names = ", ".join(map(str, lost))
+        raise Refused(
+            f"{repository.store.describe()}: no path is listed in _paths/, but there are snapshots: choose with --path:"
+            f" {names}; the next snapshot lists its own again"
+        )
     if not everything:
         raise Refused(f"{repository.store.describe()} holds no snapshots yet")
     if not found and len({p.cluster for p in everything}) > 1:

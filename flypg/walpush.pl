@@ -19,6 +19,7 @@ sub ask {
     my $deadline = time + $CONNECT_S;
     my $flypg;
     while (1) {
+        alarm $answer_s;    # of one that is frozen the queue may be full: then it is connect that does not return
         socket($flypg, $AF_UNIX, $SOCK_STREAM, 0) or die "$!\n";
         last if connect($flypg, pack('Sa*x', $AF_UNIX, $path));
         my $why = "$!\n";
@@ -26,7 +27,6 @@ sub ask {
         die $why if time > $deadline;
         select undef, undef, undef, 0.1;
     }
-    alarm $answer_s;
     defined syswrite($flypg, $line) or die "$!\n";    # a few hundred bytes fit into any socket's buffer
     my $answer = '';
     while ($answer !~ /\n\z/) {
@@ -59,6 +59,7 @@ eval {
     else {
         print STDERR "flypg: $message\n" if length $message;
         $code = 1 if $word eq 'no';
+        $code = 126 if $word eq 'end' && $verb eq 'push';
     }
     1;
 } or print STDERR "flypg: $@";

@@ -5,9 +5,10 @@
 
 It starts once per segment and must cost nothing: no import that takes time, no line of flypg. It is copied to where the
 server's user can read it, and any Python 3 will do; walpush.pl is the same for perl, which is preferred: it starts
-sooner. push: 0 stored durably, 1 not (PostgreSQL keeps the file and asks again; more than 125 would end its archiver).
-get: 0 there, 1 not in the archive, 254 "stop": the archive cannot be read now, and a mere 1 would make PostgreSQL
-believe that the WAL ends here and open too early.
+sooner. push: 0 stored durably, 1 not (PostgreSQL keeps the file and asks again), 126 not, and ask no more: PostgreSQL
+ends its archiver, which would try three times, a second apart, while a switchover waits for its stop. get: 0 there, 1
+not in the archive, 254 "stop": the archive cannot be read now, and a mere 1 would make PostgreSQL believe that the WAL
+ends here and open too early.
 """
 
 import os
@@ -57,6 +58,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if message:
         sys.stderr.write("flypg: " + message + "\n")
+    if verb == "push" and word == "end":
+        return 126
     return 254 if verb == "get" and word != "no" else 1
 
 

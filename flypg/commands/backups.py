@@ -27,7 +27,7 @@ def check(args: argparse.Namespace) -> Reply:
     found = audit(opened.path, deep=args.deep, progress=progress.now)
     progress.clear()
     lines = [f"{opened.said}: {len(found.snapshots)} snapshots, {found.wal_files} WAL files"]
-    if found.reach is not None:
+    if found.reach is not None and found.reach.last_lsn:
         lines.append(
             f"restorable to any moment up to {format_lsn(found.reach.last_lsn)}, timeline {found.reach.timeline}"
         )
@@ -96,7 +96,11 @@ def status(args: argparse.Namespace) -> Reply:
     else:
         lines.append("last snapshot  none")
     lines.append(f"last WAL       {ago(now - newest)}" if newest else "last WAL       none: no WAL is archived")
-    if reach is not None:
+    if reach is not None and not reach.last_lsn:
+        lines.append(
+            f"PROBLEM        {reach.gap} is not archived: no restore follows timeline {reach.timeline} without it"
+        )
+    elif reach is not None:
         gap = f", with a gap at {reach.gap}" if reach.gap else ""
         lines.append(f"restorable     up to {format_lsn(reach.last_lsn)} on timeline {reach.timeline}{gap}")
         lines += [f"               {hole}" for hole in holes(reach)]
@@ -150,6 +154,8 @@ def _runs(history: RunHistory, now: float) -> list[str]:
         lines.append(f"last run       {history.ok_id}, {ago(now - history.ok_at)}")
     if history.unreadable:
         lines.append(f"PROBLEM        no WAL is deleted: {history.unreadable}")
+    if history.undone:
+        lines.append(f"PROBLEM        {history.undone}")
     if history.doubt:
         lines.append(f"PROBLEM        the last restore test failed: {history.doubt}")
     elif history.verified_at is not None:

@@ -244,7 +244,7 @@ def create(args: argparse.Namespace) -> Reply:
         progress.clear()
     took = time.monotonic() - began
     if not args.path:
-        _tell_nodes(args, "" if config.shared else node, facts.system_id, record, began_at)
+        _tell_nodes(args, "" if config.shared else node, config.url, facts.system_id, record, began_at)
     text = f"{record.id}: {size(record.raw_bytes)} in {took:.1f} s, {size(record.stored_bytes)} in {path.describe()}"
     body = {**data(record), "seconds": round(took, 2), "after_error": after_error}
     if after_error:
@@ -252,7 +252,9 @@ def create(args: argparse.Namespace) -> Reply:
     return done(text, body)
 
 
-def _tell_nodes(args: argparse.Namespace, whose: str, system_id: str, record: SnapshotRecord, began: float) -> None:
+def _tell_nodes(
+    args: argparse.Namespace, whose: str, where: str, system_id: str, record: SnapshotRecord, began: float
+) -> None:
     """So that `flypg status`, metrics and the schedule know of it, if it is of the cluster's own system.
 
     Without etcd they learn of it with the next one.
@@ -261,7 +263,8 @@ def _tell_nodes(args: argparse.Namespace, whose: str, system_id: str, record: Sn
     from cluster.etcd import Etcd
 
     def change(history: RunHistory) -> RunHistory:
-        return succeeded(history, began=began, at=time.time(), snapshot=record.id, size=record.stored_bytes)
+        size = record.stored_bytes
+        return succeeded(history, began=began, at=time.time(), snapshot=record.id, size=size, where=where)
 
     async def tell(store: OperatorStore, target: Target) -> Reply:
         view = (await store.read()).view

@@ -56,6 +56,7 @@ def test_long_listings_come_in_pages(s3: S3Service) -> None:
         [("PUT", "half"), ("PUT", "half")],
         [("GET", "InternalError"), ("GET", "reset")],
         [("GET", "short")],
+        [("PUT", "page"), ("GET", "page")],
     ],
     ids=lambda f: "+".join(fault for _, fault in f),
 )
@@ -107,6 +108,46 @@ def test_faults_that_stay_end_in_the_right_error(s3: S3Service, tmp_path: Path) 
         s3.faults.plan = []
 
 
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+def test_one_that_sends_us_elsewhere_is_refused(s3: S3Service, method: str) -> None:
+    """Every request, as from http to https: boto3 asks where the bucket is, and is sent elsewhere there, too."""
+    store = s3.store("elsewhere", attempts=3)
+    store.put("k/1", b"x")
+    s3.faults.plan = [(m, "PermanentRedirect") for m in (method, "HEAD")] * 9
+    ask = {"PUT": lambda: store.put("k/2", b""), "GET": lambda: store.get("k/1"), "DELETE": lambda: store.delete(["k"])}
+    try:
+        with pytest.raises(RepositoryRefused, match=r"PermanentRedirect.*FLYPG_S3_ENDPOINT.*FLYPG_S3_REGION"):
+            ask[method]()
+    finally:
+        s3.faults.plan = []
+
+
+def test_a_listing_that_is_none_is_not_an_empty_one(s3: S3Service) -> None:
+    """What is in no listing counts as deleted."""
+    store = s3.store("listing", attempts=2)
+    store.put("k/1", b"x")
+    s3.faults.plan = [("GET", "page")] * 2
+    with pytest.raises(RepositoryUnavailable, match="is not S3"):
+        list(store.list("k/"))
+
+
+def test_who_may_not_delete_can_write(s3: S3Service) -> None:
+    """Credentials of an archiver often may not, and nothing is left behind by each of its processes."""
+    for turn in range(3):
+        s3.faults.plan = [("DELETE", "AccessDenied")] * 3
+        assert s3.store("nodelete").put(f"k/{turn}", b"x") is True
+    s3.faults.plan = []
+    assert len(list(s3.store("nodelete").list(""))) == 4, "one of them to try conditions with"
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(
+    s3: S3Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", f"{tmp_path}/ca.pem")
+    with pytest.raises(RepositoryRefused, match=r"AWS_CA_BUNDLE.*ca.pem"):
+        s3.store("certificates")
+
+
 def test_nobody_there_is_unavailable_and_no_bucket_is_refused(s3: S3Service) -> None:
     gone = S3Store(type(s3)("http://127.0.0.1:9", "bucket", s3.faults).options(), pause=lambda _: None, attempts=2)
     with pytest.raises(RepositoryUnavailable, match=r"s3://bucket/p at http://127\.0\.0\.1:9: k"):
@@ -152,6 +193,17 @@ def test_a_directory_leaves_room_for_postgresql(tmp_path: Path) -> None:
     with pytest.raises(RepositoryRefused, match="MiB free"):
         store.put("a/b", b"x")
     assert list(store.list("")) == []
+
+
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    """A mount that fails: what is in no listing counts as deleted."""
+    store = DirectoryStore(tmp_path)
+    store.put("catalog/a", b"x")
+    assert list(store.list("none/")) == []
+    (tmp_path / "catalog").rename(tmp_path / "elsewhere")
+    (tmp_path / "catalog").symlink_to("catalog")
+    with pytest.raises(RepositoryUnavailable, match=r"catalog.*symbolic links"):
+        list(store.list("catalog/"))
 
 
 def test_an_interrupted_write_is_tidied_up(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ STATUS = {
     "ExpiredToken": "400 Bad Request",
     "AccessDenied": "403 Forbidden",
     "NotImplemented": "501 Not Implemented",
+    "PermanentRedirect": "301 Moved Permanently",
 }
 
 
@@ -64,6 +65,10 @@ class Faulty:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(STATUS[fault], [("Content-Type", "application/xml")])
             return [ERROR.format(code=fault).encode()]
+        if fault == "page":  # of a proxy that wants a login
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("200 OK", [("Content-Type", "text/html")])
+            return [b"<html><body>Please log in</body></html>"]
         if self._faults.ignore_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
         if fault == "half":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -84,6 +85,8 @@ def test_it_asks_for_the_file_by_its_whole_path(language: str, place: Path) -> N
         ("push", "stop what happened?", 1, "flypg: what happened?\n"),
         ("push", "", 1, ""),
         ("push", "okay", 1, ""),
+        ("push", "end a switchover waits", 126, "flypg: a switchover waits\n"),
+        ("get", "end what is that", 254, "flypg: what is that\n"),
         ("get", "ok", 0, ""),
         ("get", "no", 1, ""),
         ("get", "no such file", 1, "flypg: such file\n"),
@@ -165,8 +168,34 @@ def test_it_does_not_wait_for_ever(
         listener.bind(str(place / "sock"))
         listener.listen(1)
         done = run(verb, place)
-    assert (done.returncode, "timed out" in done.stderr) == (code, True)
+        assert (done.returncode, "timed out" in done.stderr) == (code, True)
+        with contextlib.ExitStack() as waiting:  # and one whose queue is full, as of a process that is frozen
+            _fill(place / "sock", waiting)
+            done = run(verb, place)
+    assert (done.returncode, f"flypg does not answer at {place}/sock: " in done.stderr) == (code, True)
     assert time.monotonic() - began < 30
+
+
+def _fill(path: Path, held: contextlib.ExitStack) -> None:
+    """Connect until no more connections are taken."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100):
+            connection = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            connection.setblocking(False)
+            connection.connect(str(path))
+
+
+def test_one_that_ends_leaves_the_socket_of_its_successor_alone(place: Path) -> None:
+    """An archiver that its agent has lost ends two minutes later, when another answers at the same place."""
+    old, new = LineServer(place / "sock", lambda _: "no", None), LineServer(place / "sock", lambda _: "ok", None)
+    old.start()
+    new.start()
+    try:
+        old.stop()
+        assert wire.ask(place / "sock", "push", "x") == "ok"
+    finally:
+        new.stop()
+    assert not (place / "sock").exists()
 
 
 def test_a_locale_that_is_not_installed_is_nobody_s_business(language: str, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from backups.codec import Codec, SealingKey
 from backups.errors import ObjectDamaged, ObjectMissing, RestoreRefused
 from backups.layout import MARKER, Segment
+from backups.objects import ObjectInfo
 from backups.repository import Path as RepositoryPath
 from backups.repository import PathInfo, Repository
 from backups.retention import GRACE_S, Keep
 from backups.upkeep import audit, sweep
 from backups.verify import verify
+from flypg.reply import Refused
+from flypg.repository import choose
 from tests.support.memory import NAME, NOW, MemoryStore, path_on, take
 from tests.support.snapshots import record, wal_segment
 
@@ -115,6 +119,36 @@ def test_a_path_is_known_by_the_name_of_its_record(store: MemoryStore) -> None:
     assert [p.name for p in repository.paths()] == [NAME]
     store.objects["_paths/c/junk.json"] = b"junk"
     assert [p.name for p in repository.paths()] == [NAME]
+
+
+class Forgetful(MemoryStore):
+    """A service whose listings leave out what it has."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return iter([o for o in super().list(prefix) if "/catalog/" not in o.key])
+
+
+def test_a_listing_without_a_snapshot_does_not_make_garbage_of_its_parts(store: MemoryStore) -> None:
+    forgetful = Forgetful()
+    forgetful.objects = dict(store.objects)
+    swept = sweep(path_on(forgetful), Keep(days=5, at_least=1), wall=lambda: NOW + 2 * GRACE_S)
+    assert swept.garbage == ()
+    assert forgetful.objects == store.objects
+
+
+def test_a_history_file_that_is_missing_is_named_as_that(store: MemoryStore) -> None:
+    """No snapshot mends it."""
+    del store.objects[f"{NAME}/wal/00000002/00000002.history.zst"]
+    (problem,) = audit(path_on(store)).problems
+    assert "00000002.history is not archived" in problem and "snapshot closes it" not in problem
+
+
+def test_paths_that_are_not_listed_are_named_not_denied(store: MemoryStore) -> None:
+    """It was said that there are no snapshots yet."""
+    del store.objects[f"_paths/{NAME}.json"]
+    with pytest.raises(Refused, match=rf"there are snapshots.*--path: {NAME};"):
+        choose(Repository(store, Codec()), None, "c")
+    assert choose(Repository(store, Codec()), str(NAME), "c") == NAME
 
 
 def test_the_mark_of_a_repository(store: MemoryStore) -> None:

@@ -84,6 +84,8 @@ def test_an_outage_is_told_twice_and_a_gap_at_once() -> None:
     assert not alarm.look(away, NOW + 900).events, "said once"
     assert alarm.look(fine, NOW + 901).events == ("WAL is archived again, after 900 s",)
     assert alarm.back_at == NOW + 901
+    assert alarm.look(away, NOW + 910) == alarm.look(fine, NOW + 940, primary=False), "replaced meanwhile"
+    assert not alarm.look(away, NOW + 941).events, "and primary again: it begins anew"
     dropped = replace(away, dropped=4, dropped_at=NOW + 950, dropped_name="S")
     found = alarm.look(dropped, NOW + 950).gap
     assert found is not None and (found.at, found.name) == (NOW + 950, "S")
