@@ -261,7 +261,7 @@ class BackupService:
         size = int(made["stored_bytes"])
         await self._succeeded(began, str(made["id"]), size)
         log.info("snapshot_taken", extra={"snapshot": made["id"], "stored_bytes": size})
-        undone = [made["after_error"]] if made["after_error"] else []
+        undone = [why] if (why := made.get("after_error")) else []
         if done := await self._try("sweep", path, undone):
             bad = str(done["unreadable"])
             told = f"a snapshot's record cannot be read, no WAL is deleted: {bad}" if bad else ""
