@@ -53,6 +53,13 @@ class RestorePlan:
     last_segment: Segment | None  # the last one that is there without a gap
     warnings: tuple[str, ...] = ()
 
+    def has(self, segment: Segment) -> bool:
+        """Is it one of those that were seen in the archive, on the way?"""
+        first, last, size = self.first_segment, self.last_segment, self.snapshot.segment_bytes
+        if first is None or last is None or not first.number <= segment.number <= last.number:
+            return False
+        return segment.timeline == timeline_at(segment.number, size, self.timeline, self.line)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
