@@ -140,10 +140,11 @@ async def _recover(
             found = await _finish(server)
         except InstanceError as error:
             raise _explain(plan, fetcher, server, error) from error
-        if plan.target.kind is TargetKind.LATEST and last is not None and fetcher.asked < last.number:
+        end = plan.streamed or last
+        if plan.target.kind is TargetKind.LATEST and end is not None and fetcher.asked < end.number:
             raise RestoreFailed(
                 f"recovery ended in {fetcher.last or 'the snapshot'}, of which PostgreSQL could not read all, although"
-                f" WAL is archived up to {last.name(size)}; look for what is damaged: flypg backups check --deep"
+                f" WAL is archived up to {end.name(size)}; look for what is damaged: flypg backups check --deep"
             )
         return found
     finally:
