@@ -38,4 +38,8 @@ class RestoreRefused(FlypgError):
 
 
 class RestoreFailed(FlypgError):
-    """A restore was begun and did not reach its target; the directory is left for inspection and named."""
+    """A restore was begun and did not reach its target; what is in the directory is left."""
+
+
+class RestorePrevented(RestoreFailed):
+    """This machine kept a restore from its target (a full disk, a directory in use): the snapshot may be good."""

@@ -17,7 +17,7 @@ from pathlib import Path as FilePath
 
 from backups import layout
 from backups.base import Progress
-from backups.errors import RestoreFailed
+from backups.errors import RestoreFailed, RestorePrevented
 from backups.repository import Path
 from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, plan_restore
 from backups.stream import lengths
@@ -92,9 +92,7 @@ async def restore(
             timeline, lsn, commit = await _recover(files.server, path, plan, files.home, owner, inclusive, replaying)
         recovery_s = time.monotonic() - began
     except (InstanceError, CommandFailed, PostgresUnavailable) as error:
-        raise RestoreFailed(
-            f"restore into {directory} failed, what is there is left for inspection: {error}"
-        ) from error
+        raise RestoreFailed(f"restore into {directory} failed: {error}") from error
     return RestoreResult(directory, timeline, lsn, commit, files.unpack_s, files.check_s, recovery_s)
 
 
@@ -112,7 +110,9 @@ async def _recover(
         await server.start({})  # the WAL inside the snapshot, as after a crash
         return await _finish(server)
     size = plan.snapshot.segment_bytes
-    fetcher = WalFetcher(path, server.data, highest_timeline=plan.timeline, segment_bytes=size, owner=owner)
+    fetcher = WalFetcher(
+        path, server.data, highest_timeline=plan.timeline, segment_bytes=size, owner=owner, planned=plan.has
+    )
     first, last = plan.first_segment, plan.last_segment
 
     def given(fields: list[str]) -> str:
@@ -137,9 +137,16 @@ async def _recover(
         await asyncio.to_thread(write_signal, server.data / "recovery.signal", owner)
         await server.start(settings)
         try:
-            return await _finish(server)
+            found = await _finish(server)
         except InstanceError as error:
-            raise RestoreFailed(_explain(plan, fetcher, server, error)) from error
+            raise _explain(plan, fetcher, server, error) from error
+        end = plan.streamed or last
+        if plan.target.kind is TargetKind.LATEST and end is not None and fetcher.asked < end.number:
+            raise RestoreFailed(
+                f"recovery ended in {fetcher.last or 'the snapshot'}, of which PostgreSQL could not read all, although"
+                f" WAL is archived up to {end.name(size)}; look for what is damaged: flypg backups check --deep"
+            )
+        return found
     finally:
         lines.stop()
         await asyncio.to_thread(fetcher.stop)
@@ -152,18 +159,19 @@ def write_signal(file: FilePath, owner: Account | None) -> None:
         shutil.chown(file, owner.uid, owner.gid)
 
 
-def _explain(plan: RestorePlan, fetcher: WalFetcher, server: ScratchServer, error: InstanceError) -> str:
-    if fetcher.failure:
-        return f"the repository failed during recovery: {fetcher.failure}"
+def _explain(plan: RestorePlan, fetcher: WalFetcher, server: ScratchServer, error: InstanceError) -> RestoreFailed:
+    if fetcher.failure is not None:
+        failure = fetcher.failure
+        return failure if isinstance(failure, RestorePrevented) else RestoreFailed(str(failure))
     words = server.last_words()
     if "recovery ended before configured recovery target was reached" in words:
         ended = LAST_TRANSACTION.search(server.log.read_text(errors="replace"))
-        return (
+        return RestoreFailed(
             f"the archived WAL ends (last segment {fetcher.last or 'none'}, "
             + (f"last transaction at {ended[1]}" if ended else "no transaction in it")
             + f") before {plan.target}; without a target, all there is is restored"
         )
-    return str(error)
+    return RestoreFailed(str(error))
 
 
 async def _finish(server: ScratchServer) -> tuple[int, str, str]:

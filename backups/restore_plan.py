@@ -52,6 +52,16 @@ class RestorePlan:
     first_segment: Segment | None  # WAL that is needed from the archive; None: none
     last_segment: Segment | None  # the last one that is there without a gap
     warnings: tuple[str, ...] = ()
+    streamed: Segment | None = None  # the one after that, of which there are pieces
+
+    def has(self, segment: Segment) -> bool:
+        """Is it one of those that were seen in the archive, on the way?"""
+        first, last, size = self.first_segment, self.last_segment, self.snapshot.segment_bytes
+        if segment == self.streamed:
+            return True
+        if first is None or last is None or not first.number <= segment.number <= last.number:
+            return False
+        return segment.timeline == timeline_at(segment.number, size, self.timeline, self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +189,8 @@ def _with_wal(
     beyond = unbroken_until(first, size, tip, line, segments)
     first_segment = segment_at(record.timeline, record.start_lsn, size)
     last = Segment(timeline_at(beyond - 1, size, tip, line), beyond - 1) if beyond > first else None
-    covered = max(beyond * size + streamed.get(Segment(tip, beyond), 0), record.stop_lsn)
+    opened = Segment(tip, beyond)
+    covered = max(beyond * size + streamed.get(opened, 0), record.stop_lsn)
     if target.kind is TargetKind.LSN and target.lsn > covered:
         return Refused(f"the archived WAL ends at {format_lsn(covered)}, before {target.text}")
     later = sorted(s for s in segments if s.number > beyond and s.timeline == timeline_at(s.number, size, tip, line))
@@ -192,7 +203,8 @@ def _with_wal(
         notes.append(f"{gap}; a target beyond it will not be reached")  # PostgreSQL then refuses to open
     if last is None:
         notes.append("no WAL is archived after the snapshot")
-    return RestorePlan(record, target, tip, line, first_segment, last, tuple(notes))
+    in_pieces = opened if streamed.get(opened) else None
+    return RestorePlan(record, target, tip, line, first_segment, last, tuple(notes), in_pieces)
 
 
 def describe(plan: RestorePlan) -> list[str]:

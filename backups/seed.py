@@ -150,7 +150,7 @@ async def _replayed(server: ScratchServer, fetcher: WalFetcher, plan: SeedPlan, 
     until = time.monotonic() + RECOVERY_S
     while True:
         if fetcher.failure:
-            raise InstanceError(f"the repository failed during the replay: {fetcher.failure}")
+            raise InstanceError(str(fetcher.failure))
         if not server.alive():
             raise InstanceError(f"PostgreSQL ended during the replay: {server.last_words()}")
         control = await server.control()

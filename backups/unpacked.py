@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,16 +15,18 @@ from pathlib import Path as FilePath
 
 from backups.base import Progress
 from backups.catalog import SnapshotRecord
-from backups.errors import RestoreRefused
+from backups.errors import RestoreFailed, RestorePrevented, RestoreRefused
 from backups.extract import make_our_own, tablespaces, unpack
 from backups.repository import Path
-from cluster.errors import InstanceError
+from backups.spaces import look_through
+from cluster.errors import CommandFailed, InstanceError
 from postgres.command import Account, run
 from postgres.files import free_bytes
 from postgres.scratch import ScratchServer, find_programs
 
 CHECK_S = 3600.0
 SYNC_S = 3600.0
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "Check free disk space")  # the kernel, and PostgreSQL
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,8 @@ async def unpacked(
     """Unpack `record` into the empty `directory` and check every file; no server is left running at the end.
 
     What comes out is on the disk only when the block has ended well: a restore that is cut short is begun anew, so that
-    nothing before that needs to be. Raises RestoreRefused (nothing changed), RepositoryError, InstanceError,
-    CommandFailed.
+    nothing before that needs to be. Raises RestoreRefused (nothing changed), RestorePrevented, also for what the block
+    raises when the disk is full, RepositoryError, InstanceError, CommandFailed.
     """
     try:
         binaries = find_programs(record.major, programs)
@@ -60,20 +63,35 @@ async def unpacked(
     home = await asyncio.to_thread(private_home)
     server = ScratchServer(directory, home / "s", binaries, owner)
 
+    cut_short = threading.Event()
+
     def tell(done: int) -> None:
+        if cut_short.is_set():
+            raise RestoreFailed("it was stopped")
         if progress is not None:
             progress(Progress(done, record.raw_bytes, record.stored_bytes))
 
     try:
         began = time.monotonic()
-        checked = await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
+        try:
+            checked = await asyncio.to_thread(unpack, path, record, directory, owner=owner, progress=tell)
+        except asyncio.CancelledError:
+            cut_short.set()  # a thread cannot be cancelled: else it would go on to the end of the snapshot
+            raise
         written = time.monotonic()
         if not checked:
             await server.tool("pg_verifybackup", "--no-parse-wal", "--quiet", directory, timeout_s=CHECK_S)
         await asyncio.to_thread(make_our_own, directory, record, owner)
+        await asyncio.to_thread(look_through, directory / "pg_wal")
         yield Unpacked(server, home, written - began, time.monotonic() - written)
         await asyncio.to_thread((directory / "backup_manifest").unlink, missing_ok=True)
         await sync(directory)
+    except OSError as error:
+        raise RestorePrevented(f"{error.filename or directory} cannot be written: {error.strerror or error}") from error
+    except (InstanceError, CommandFailed, RestoreFailed) as error:
+        if not isinstance(error, RestorePrevented) and any(why in str(error) for why in NO_ROOM):
+            raise RestorePrevented(f"there is no room for {directory}: {error}") from error
+        raise
     finally:
         await server.kill()
         await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)

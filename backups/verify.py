@@ -12,11 +12,11 @@ from pathlib import Path as FilePath
 
 from backups.base import Progress
 from backups.catalog import SnapshotRecord, Verification
-from backups.errors import ObjectDamaged, ObjectMissing, RestoreFailed, RestoreRefused
+from backups.errors import ObjectDamaged, ObjectMissing, RestoreFailed, RestorePrevented, RestoreRefused
 from backups.repository import Path
 from backups.restore import restore
 from backups.restore_plan import RestorePlan, Target, TargetKind
-from backups.unpacked import private_home
+from backups.unpacked import NO_ROOM, private_home
 from cluster.errors import CommandFailed, CommandTimedOut, InstanceError, PostgresUnavailable
 from postgres.command import Account
 from postgres.scratch import ScratchServer, find_programs
@@ -40,8 +40,8 @@ async def verify(
     """Restore `record` below `scratch`, look at everything in it, remove it, and write the result down.
 
     A snapshot that does not restore is a result, not an error; a repository that does not answer, or a full disk, is
-    an error (RepositoryUnavailable, RestoreRefused): then nothing is known and nothing is written. So it is without
-    the key or the programs that it takes.
+    an error (RepositoryUnavailable, RestoreRefused, RestorePrevented): then nothing is known and nothing is written. So
+    it is without the key or the programs that it takes.
     """
     if not path.opens(record):
         raise RestoreRefused(
@@ -59,7 +59,11 @@ async def verify(
         result = await restore(path, plan, place / "data", owner=owner, programs=programs, progress=progress)
         restore_s = result.total_s
         text, ok = await _examine(place, record, owner, programs), True
+    except RestorePrevented:
+        raise
     except (RestoreFailed, ObjectDamaged, ObjectMissing, CommandFailed, CommandTimedOut, InstanceError) as error:
+        if any(why in str(error) for why in NO_ROOM):
+            raise RestorePrevented(f"{record.id} was not tested: {error}") from error
         text, ok = str(error), False
     except PostgresUnavailable as error:
         text, ok = f"the restored server: {error}", False
@@ -76,8 +80,11 @@ async def verify(
 
 
 def _make_place(scratch: FilePath, snapshot: str) -> FilePath:
-    scratch.mkdir(mode=0o711, parents=True, exist_ok=True)
-    place = FilePath(tempfile.mkdtemp(prefix=f"{snapshot}-", dir=scratch))
+    try:
+        scratch.mkdir(mode=0o711, parents=True, exist_ok=True)
+        place = FilePath(tempfile.mkdtemp(prefix=f"{snapshot}-", dir=scratch))
+    except OSError as error:
+        raise RestoreRefused(f"{scratch} cannot be written: {error.strerror or error}") from None
     place.chmod(0o711)  # the server's user passes through
     return place
 

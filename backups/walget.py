@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path as FilePath
 
 from backups import layout
-from backups.errors import ObjectMissing, RepositoryError
+from backups.errors import ObjectMissing, RepositoryError, RestorePrevented
 from backups.layout import Segment, segment_of
 from backups.repository import Path
+from backups.spaces import Guard
 from backups.stream import assemble
 from postgres.command import Account
 
@@ -32,15 +33,19 @@ class WalFetcher:
         segment_bytes: int,
         owner: Account | None,
         only: frozenset[Segment] | None = None,
+        planned: Callable[[Segment], bool] = lambda _: False,
     ) -> None:
         """`data`: the data directory that is being recovered; nothing is written outside of it. `only`: exactly these
-        segments are given, and no history file; None: whatever is archived."""
+        segments are given, and no history file; None: whatever is archived. `planned`: those that were seen before, so
+        that the WAL does not end there: a volume that is not mounted any more has nothing in it."""
         self._path = path
         self._data = data
         self._highest = highest_timeline
         self._segment_bytes = segment_bytes
         self._owner = owner
         self._only = only
+        self._planned = planned
+        self._guard = Guard()
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="wal-get")
         self._lock = threading.Lock()
         for left in (data / "pg_wal").glob(f"{SPOOLED}*"):  # by somebody who was killed
@@ -48,7 +53,7 @@ class WalFetcher:
         self._numbers = itertools.count()
         self._ahead: dict[str, Future[FilePath]] = {}
         self.last = ""  # the last segment that was given
-        self.failure = ""  # why recovery was told to stop
+        self.failure: RepositoryError | RestorePrevented | None = None  # why recovery was told to stop
         self.asked = -1  # the highest number of a segment that recovery has asked for
 
     def stop(self) -> None:
@@ -68,29 +73,36 @@ class WalFetcher:
         if int(name[:8], 16) > self._highest and not layout.HISTORY.match(name):
             return "no"  # a later branch is not ours; that it exists keeps PostgreSQL from taking its number again
         try:
-            self._give(name, target)
-        except ObjectMissing:
-            return "no" if self._only is not None else self._in_pieces(name, target)
-        except (RepositoryError, OSError) as error:
-            self.failure = f"{name}: {error}"
-            return f"stop {name}: {error}"
-        self.last = name if layout.SEGMENT.match(name) else self.last
-        return "ok"
+            try:
+                self._give(name, target)
+            except ObjectMissing:
+                if self._in_pieces(segment, name, target):
+                    return "ok"
+                if segment is not None and self._planned(segment):
+                    raise
+                return "no"
+        except RestorePrevented as error:
+            self.failure = error
+        except RepositoryError as error:
+            self.failure = RepositoryError(f"the repository failed during recovery: {name}: {error}")
+        except OSError as error:
+            self.failure = RestorePrevented(f"{target} cannot be written: {error.strerror or error}")
+        else:
+            self.last = name if segment is not None else self.last
+            return "ok"
+        return f"stop {self.failure}"
 
-    def _in_pieces(self, name: str, target: FilePath) -> str:
+    def _in_pieces(self, segment: Segment | None, name: str, target: FilePath) -> bool:
         """The segment in which the archive ends may be there in part: the last that recovery gets."""
-        segment = segment_of(name, self._segment_bytes)
-        if segment is None or segment.timeline != self._highest:
-            return "no"
-        try:
-            content = assemble(self._path, name, self._segment_bytes)
-            if content is not None:
-                self._checked(target).unlink(missing_ok=True)
-                self._write(target, (content,))
-        except (RepositoryError, OSError) as error:
-            self.failure = f"{name}: {error}"
-            return f"stop {name}: {error}"
-        return "no" if content is None else "ok"
+        if self._only is not None or segment is None or segment.timeline != self._highest:
+            return False
+        content = assemble(self._path, name, self._segment_bytes)
+        if content is None:
+            return False
+        self._checked(target).unlink(missing_ok=True)
+        self._write(target, (content,))
+        self._guard.look(target)
+        return True
 
     def _give(self, name: str, target: FilePath) -> None:
         """Put the file where it is wanted, and have the next ones come."""
@@ -104,7 +116,10 @@ class WalFetcher:
                 self._forget(self._ahead.keys() - wanted)
                 for new in sorted(wanted - self._ahead.keys()):
                     self._ahead[new] = self._pool.submit(self._fetch, new)
-        future.result().replace(target)
+        fetched = future.result()
+        if segment is not None:
+            self._guard.look(fetched)
+        fetched.replace(target)
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 
+from backups.extract import tablespaces
 from backups.restore import make_plan, restore
 from backups.restore_plan import Refused as PlanRefused
 from backups.restore_plan import Target, TargetKind
+from flypg.ending import ended_in_order
 from flypg.local_layout import Layout
 from flypg.progress import Progress
 from flypg.reply import BadInput, Refused
@@ -33,5 +36,12 @@ def restore_first_node(args: argparse.Namespace, layout: Layout, user: str | Non
         raise Refused(f"{plan.why}; nothing was started")
     progress.now(f"restoring {plan.snapshot.id} of {plan.snapshot.cluster} into {node}")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    result = asyncio.run(restore(opened.path, plan, directory / "pgdata", owner=account(user)))
+    data = directory / "pgdata"
+    try:
+        with ended_in_order():
+            result = asyncio.run(restore(opened.path, plan, data, owner=account(user)))
+    except BaseException:
+        for half in (data, tablespaces(data)):  # else it is taken for data of the cluster the next time
+            shutil.rmtree(half, ignore_errors=True)
+        raise
     progress.done(f"restored {plan.snapshot.id} of {plan.snapshot.cluster} in {result.total_s:.1f} s")

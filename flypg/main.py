@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         reply = answer(args)
         show(reply, as_json=getattr(args, "json", False))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if stopped.args:
+            print(f"flypg: {stopped}", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # `flypg status | head`: nobody is left to read, and nothing is wrong
         sys.stderr.close()

@@ -144,7 +144,7 @@ NOBODY_NAMES = f"ANY 1 ({NOBODY})"
 
 def quoted(value: str) -> str:
     """`value` as PostgreSQL's configuration files want it."""
-    doubled = value.replace("\\", "\\\\").replace("'", "''")
+    doubled = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n")
     return f"'{doubled}'"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -20,12 +21,17 @@ import psycopg
 
 from cluster.errors import CommandFailed, InstanceError, PostgresUnavailable
 from postgres.command import Account, last_words, reap, run, spawn
+from postgres.config import quoted
 from postgres.connection import OWN_SESSION, open_session
 from postgres.controldata import ControlData, parse
 from postgres.defaults import SMALL_MB
 from postgres.files import make_directory, write_atomically
 from postgres.server_files import machine_memory_mb
 
+COMPLAINT = re.compile(r"(?:FATAL|PANIC):  (.+)((?:\n.*(?:DETAIL|HINT):  .+)*)")
+ADVICE = re.compile(r"(?:DETAIL|HINT):  (.+)")
+ASKED = "the database system is "  # … not accepting connections: an answer to our looking whether it is open
+PREPARED, MANY = "max_prepared_transactions", 1000
 PORT = 5432  # only part of the socket's name
 POLL_S = 0.1
 DEBIAN = Path("/usr/lib/postgresql")
@@ -71,6 +77,7 @@ class ScratchServer:
     async def start(self, settings: Mapping[str, str]) -> None:
         """Launch it; returns at once. See `wait_until_open`."""
         demands = (await self.control()).demands
+        demands[PREPARED] = max(demands[PREPARED], MANY)  # WAL may hold more of them than were allowed at its beginning
         await asyncio.to_thread(self._write_files, {**{k: str(v) for k, v in demands.items()}, **settings})
         await asyncio.to_thread((self.data / "postmaster.pid").unlink, missing_ok=True)
         argv: list[str | Path] = [
@@ -103,13 +110,13 @@ class ScratchServer:
             "restart_after_crash": "off",
             **settings,
         }
-        quoted = "".join(f"{name} = '{_quoted(value)}'\n" for name, value in lines.items())
-        for name, text in (
-            ("postgresql.conf", quoted),
+        text = "".join(f"{name} = {quoted(value)}\n" for name, value in lines.items())
+        for name, content in (
+            ("postgresql.conf", text),
             ("pg_hba.conf", "local all all trust\n"),  # the directory of the socket is closed to everybody else
             ("pg_ident.conf", ""),
         ):
-            write_atomically(self.home / name, text, owner=self._user, durable=False)
+            write_atomically(self.home / name, content, owner=self._user, durable=False)
         # settings of the cluster it came from, which would win over ours
         write_atomically(self.data / "postgresql.auto.conf", "", owner=self._user, durable=False)
 
@@ -124,10 +131,12 @@ class ScratchServer:
         return True
 
     def last_words(self) -> str:
+        """What it died of, in a line, if it said so; else the end of its log."""
         try:
-            return last_words(self.log.read_bytes())
+            log = self.log.read_bytes()
         except FileNotFoundError:
             return ""
+        return death(log.decode(errors="replace")) or last_words(log)
 
     @asynccontextmanager
     async def connection(self, database: str = "postgres") -> Any:
@@ -207,5 +216,7 @@ class ScratchServer:
         return not self.alive()
 
 
-def _quoted(value: str) -> str:
-    return value.replace("'", "''")
+def death(log: str) -> str:
+    """The last complaint in a server's log that was fatal, with what it advises; "" without one. Pure."""
+    found = [(said, advice) for said, advice in COMPLAINT.findall(log) if not said.startswith(ASKED)]
+    return " ".join((found[-1][0], *(f"({text})" for text in ADVICE.findall(found[-1][1])))) if found else ""

@@ -20,7 +20,8 @@ from chaos.results import Result
 from chaos.runner import run_drill
 from chaos.target import TestbedError
 from chaos.testbed import DRILLED, Plan, Testbed
-from flypg.commands.drill import about, ended_in_order
+from flypg.commands.drill import about
+from flypg.ending import ended_in_order
 from flypg.parsing import nearest
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Reply

@@ -6,13 +6,11 @@ import argparse
 import contextlib
 import os
 import platform
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 
 from chaos.checkout import commit, postgres_version
 from chaos.clocks import library
@@ -28,6 +26,7 @@ from chaos.testbed import DRILLED, Plan, Testbed
 from chaos.volumes import throttling
 from flypg import local
 from flypg.drill_target import LocalCluster
+from flypg.ending import ended_in_order
 from flypg.parsing import nearest
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Reply, done
@@ -165,20 +164,6 @@ def _target(args: argparse.Namespace, drill: Drill, progress: Progress) -> Itera
     )
     with Testbed(plan, progress.now) as bed:
         yield bed
-
-
-@contextlib.contextmanager
-def ended_in_order() -> Iterator[None]:
-    """SIGTERM ends a drill like Ctrl-C does: everything is mended and removed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def checked(args: argparse.Namespace) -> dict[str, list[Earlier]]:

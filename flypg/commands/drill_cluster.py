@@ -24,7 +24,8 @@ from cluster.settings import load_values
 from cluster.store import OperatorStore
 from flypg import local
 from flypg.commands.change import confirm
-from flypg.commands.drill import ended_in_order, summary, written_at_the_end
+from flypg.commands.drill import summary, written_at_the_end
+from flypg.ending import ended_in_order
 from flypg.local_processes import identify, remember
 from flypg.primary import password_of
 from flypg.progress import Progress

@@ -13,6 +13,7 @@ from pathlib import Path as FilePath
 
 from backups.base import Progress as Done
 from backups.errors import RepositoryError, RestoreFailed, RestoreRefused
+from backups.extract import tablespaces
 from backups.restore import make_plan
 from backups.restore import restore as carry_out
 from backups.restore_plan import Refused as PlanRefused
@@ -23,6 +24,7 @@ from cluster.model import NodeId, Snapshot, parse_lsn
 from flypg.commands import restore_cluster
 from flypg.commands.change import confirm
 from flypg.commands.snapshots import size
+from flypg.ending import ended_in_order
 from flypg.progress import Progress
 from flypg.reply import BadInput, Refused, Reply, done
 from flypg.repository import Opened, open_path
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> Reply:
     if isinstance(plan, PlanRefused):
         raise Refused(f"{plan.why}; nothing was changed")
     refuse_sealed(opened, plan)
-    directory = FilePath(args.into).absolute()
+    directory = place_of(args.into, in_place=args.in_place)
     owner = account(os.environ.get("FLYPG_OS_USER") or "postgres")
     if owner is not None and (closed := closed_above(directory, owner)) is not None:
         raise BadInput(f"the user {owner.name}, as whom PostgreSQL runs, cannot enter {closed}: choose another --into")
@@ -86,23 +88,25 @@ def run(args: argparse.Namespace) -> Reply:
         share = 100 * at // count // 10 * 10
         progress.now(f"replaying WAL, {share} % of {size(count * plan.snapshot.segment_bytes)}")
 
+    work = carry_out(
+        opened.path,
+        plan,
+        directory,
+        owner=owner,
+        programs=args.programs or "",
+        inclusive=not args.exclusive,
+        progress=tell,
+        replaying=replaying,
+    )
     try:
-        result = asyncio.run(
-            carry_out(
-                opened.path,
-                plan,
-                directory,
-                owner=owner,
-                programs=args.programs or "",
-                inclusive=not args.exclusive,
-                progress=tell,
-                replaying=replaying,
-            )
-        )
+        with ended_in_order():
+            result = asyncio.run(work)
     except RestoreRefused as error:
-        raise Refused(f"{error}; {_where_is(aside)}") from None
+        raise Refused(f"{error}; what was there lies in {aside}" if aside else str(error)) from None
     except (RestoreFailed, RepositoryError) as error:
-        raise RestoreFailed(f"{error}; {_where_is(aside)}" if aside else str(error)) from error
+        raise RestoreFailed(f"{error}; {_left(directory, aside)}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {_left(directory, aside)}") from None
     finally:
         progress.clear()
     commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
@@ -114,8 +118,25 @@ def run(args: argparse.Namespace) -> Reply:
     return done(text, {**body, **asdict(result), "directory": str(directory)})
 
 
-def _where_is(aside: FilePath | None) -> str:
-    return f"what was there lies in {aside}" if aside else "nothing was changed"
+def place_of(into: str, *, in_place: bool) -> FilePath:
+    """The directory to make; the one that a link leads to, when it is to be moved aside. Raises BadInput."""
+    directory = FilePath(into).absolute()
+    try:
+        real = directory.resolve()
+        if directory.is_symlink() and not real.exists():
+            raise BadInput(f"--into: {directory} leads to {real}, which is not there")
+        return real if in_place else directory
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a link to itself, a NUL
+        raise BadInput(f"--into: {into!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _left(directory: FilePath, aside: FilePath | None) -> str:
+    """What a restore that has not worked leaves behind."""
+    before = f"; what was there lies in {aside}" if aside else ""
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return f"{directory} is as it was" if not aside else before[2:]
+    half = [str(place) for place in (directory, tablespaces(directory)) if place.exists()]
+    return f"left half done: {' and '.join(half)}; remove that before you try again{before}"
 
 
 def refuse_sealed(opened: Opened, plan: RestorePlan) -> None:
@@ -200,16 +221,20 @@ def _in_the_way(directory: FilePath, *, in_place: bool) -> FilePath | None:
 
 def target_of(args: argparse.Namespace) -> Target:
     """What the options ask for. Raises BadInput."""
-    given = {k: v for k in ("time", "lsn", "name", "xid") if (v := getattr(args, f"to_{k}"))}
+    given = {k: v for k in ("time", "lsn", "name", "xid") if (v := getattr(args, f"to_{k}")) is not None}
     if len(given) > 1 or (given and args.snapshot_only):
         raise BadInput("give one of --to-time, --to-lsn, --to-name, --to-xid, --snapshot-only")
     if args.exclusive and given.keys().isdisjoint({"time", "lsn", "xid"}):
         raise BadInput("--exclusive goes with --to-time, --to-lsn or --to-xid")
     if args.snapshot_only:
+        if args.timeline is not None:
+            raise BadInput("--snapshot-only is without archived WAL, and follows no --timeline")
         return Target(TargetKind.SNAPSHOT)
     if not given:
         return Target(TargetKind.LATEST)
     ((kind, text),) = given.items()
+    if not text:
+        raise BadInput(f"--to-{kind}: it is empty; without it, all there is is restored")
     match kind:
         case "time":
             return at_time(text)
@@ -225,6 +250,10 @@ def target_of(args: argparse.Namespace) -> Target:
         case _:
             if len(text.encode()) > LONGEST_NAME:
                 raise BadInput(f"--to-name: a restore point's name has at most {LONGEST_NAME} bytes")
+            if "\n" in text:  # PostgreSQL notes it in a history file, which it then cannot read
+                raise BadInput(
+                    "--to-name: PostgreSQL cannot use a name with a line break; say where it is with --to-lsn"
+                )
             return Target(TargetKind.NAME, text)
 
 

@@ -25,6 +25,7 @@ from cluster.errors import OutcomeUnknown, StoreUnavailable
 from cluster.model import NodeId, format_lsn
 from cluster.store import OperatorStore
 from flypg.commands.change import confirm
+from flypg.ending import ended_in_order
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply, done
 from flypg.repository import configured, environment, open_path, path_name
@@ -183,17 +184,18 @@ def verify(args: argparse.Namespace) -> Reply:
         )
 
     try:
-        found: Verification = asyncio.run(
-            try_out(
-                opened.path,
-                record,
-                scratch,
-                owner=_owner(),
-                node=args.node or "",
-                programs=args.programs or "",
-                progress=tell,
+        with ended_in_order():
+            found: Verification = asyncio.run(
+                try_out(
+                    opened.path,
+                    record,
+                    scratch,
+                    owner=_owner(),
+                    node=args.node or "",
+                    programs=args.programs or "",
+                    progress=tell,
+                )
             )
-        )
     except RestoreRefused as error:
         raise Refused(f"{error}; nothing was changed") from None
     finally:

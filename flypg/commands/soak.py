@@ -9,7 +9,8 @@ from chaos.results import Result
 from chaos.soak import soak
 from chaos.target import TestbedError
 from chaos.testbed import DRILLED, Plan, Testbed
-from flypg.commands.drill import checked, ended_in_order, summary, written_at_the_end
+from flypg.commands.drill import checked, summary, written_at_the_end
+from flypg.ending import ended_in_order
 from flypg.progress import Progress
 from flypg.reply import BadInput, Reply
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from backups.catalog import SnapshotRecord
+from backups.errors import ObjectMissing
 from backups.layout import Fork, Segment
+from backups.objects import ObjectInfo
+from backups.repository import Path as RepositoryPath
 from backups.restore_plan import Refused, RestorePlan, Target, TargetKind, describe, plan_restore
+from backups.walget import WalFetcher
 from tests.support.snapshots import DAY, SEGMENT, record
 
 # timeline 1 up to the middle of segment 10, 2 from there to the middle of 20, then 3; 4 left 1 in segment 6: a dead end
@@ -134,3 +141,35 @@ def test_a_branch_that_died_is_followed_only_when_named() -> None:
     assert isinstance(plan, RestorePlan)
     assert (plan.timeline, plan.last_segment) == (4, Segment(4, 7))
     assert isinstance(plan_restore([EARLY], DEAD, wal, LATEST, timeline=3), RestorePlan)
+
+
+def test_what_was_seen_in_the_archive() -> None:
+    """When one of these is not there any more, the WAL has not ended."""
+    plan = plan_restore([EARLY], HISTORIES, WAL, LATEST, streamed={Segment(3, 30): 100})
+    assert isinstance(plan, RestorePlan), plan
+    assert all(plan.has(s) for s in (*WAL, Segment(3, 30)))
+    assert not any(plan.has(s) for s in (Segment(1, 2), Segment(1, 10), Segment(3, 19), Segment(3, 31)))
+
+
+def test_what_was_seen_and_is_gone_stops_a_recovery(tmp_path: Path) -> None:
+    """Whole segments and those in pieces; what nobody has seen ends the WAL."""
+    (tmp_path / "data" / "pg_wal").mkdir(parents=True)
+
+    class Gone:
+        def wal_pieces(self, name: str) -> Iterator[bytes]:
+            raise ObjectMissing(f"{name} is not there")
+
+        def stored(self, prefix: str) -> list[ObjectInfo]:
+            return []
+
+    fetcher = WalFetcher(
+        cast(RepositoryPath, Gone()),
+        tmp_path / "data",
+        highest_timeline=1,
+        segment_bytes=SEGMENT,
+        owner=None,
+        planned=lambda segment: segment.number == 5,
+    )
+    asked = [fetcher.handle(["get", Segment(1, n).name(SEGMENT), str(tmp_path / "data/pg_wal/x")]) for n in (4, 5)]
+    fetcher.stop()
+    assert asked[0] == "no" and asked[1].startswith("stop the repository failed during recovery: 0000"), asked
