@@ -72,13 +72,13 @@ class Guard:
         self._tail = b""  # a record may end in what comes next
         self._free: set[str] = set()  # what is there later has been made by the replay
 
-    def look(self, file: Path) -> None:
+    def look(self, file: Path, name: str) -> None:
         """Raises RestorePrevented when replaying it would change data that is there already. Not all of it is held."""
         begin: int | None = None
         with file.open("rb") as segment:
             while pages := segment.read(PIECE_BYTES):
                 begin = int.from_bytes(pages[8:16], "little") if begin is None else begin
-                self._judge(payload(pages, begin), file.name)
+                self._judge(payload(pages, begin), name)
                 begin += len(pages)
 
     def _judge(self, more: bytes, name: str) -> None:
@@ -108,4 +108,4 @@ def look_through(pg_wal: Path) -> None:
     """The same for all that lies in a data directory. Raises RestorePrevented."""
     guard = Guard()
     for file in sorted(f for f in pg_wal.iterdir() if SEGMENT.match(f.name)):
-        guard.look(file)
+        guard.look(file, file.name)

@@ -101,7 +101,7 @@ class WalFetcher:
             return False
         self._checked(target).unlink(missing_ok=True)
         self._write(target, (content,))
-        self._guard.look(target)
+        self._guard.look(target, name)
         return True
 
     def _give(self, name: str, target: FilePath) -> None:
@@ -118,7 +118,7 @@ class WalFetcher:
                     self._ahead[new] = self._pool.submit(self._fetch, new)
         fetched = future.result()
         if segment is not None:
-            self._guard.look(fetched)
+            self._guard.look(fetched, name)
         fetched.replace(target)
 
     def _forget(self, names: Iterable[str]) -> None:

@@ -63,7 +63,7 @@ def test_a_restore_leaves_the_tablespace_of_the_living_alone(server: PgServer, p
     server.sql("INSERT INTO far SELECT g FROM generate_series(1, 50) g")
     server.sql("CHECKPOINT")
 
-    with pytest.raises(RestorePrevented, match=f"creates a tablespace in {place}, where data is on this machine"):
+    with pytest.raises(RestorePrevented, match=f"^0[0-9A-F]+ creates a tablespace in {place}, where data is"):
         restored(path, LATEST, server.root / "refused")
     server.stop()
     server.start()  # so that nothing is answered out of memory
