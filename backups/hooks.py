@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from psycopg.conninfo import conninfo_to_dict
-
 from backups.errors import SnapshotFailed
 from cluster.errors import CommandFailed, CommandTimedOut
 from postgres.command import run
+from postgres.connection import where
 
 log = logging.getLogger("flypg.backups")
 T = TypeVar("T")
@@ -35,15 +34,13 @@ class Hooks:
 
 def about(snapshot: str, cluster: str, node: str, data_dir: Path, conninfo: str) -> dict[str, str]:
     """What a hook is told. `conninfo`: of the server that is copied; of it, only where that is."""
-    where = conninfo_to_dict(conninfo)
-    server = {f"PG{key.upper()}": str(where[key]) for key in ("host", "port", "user") if where.get(key)}
     return {
         "FLYPG_SNAPSHOT_ID": snapshot,
         "FLYPG_CLUSTER": cluster,
         "FLYPG_NODE": node,
         "FLYPG_DATA_DIR": str(data_dir),
         "PGDATABASE": "postgres",
-        **server,
+        **where(conninfo),
     }
 
 

@@ -21,9 +21,11 @@ PIECE_BYTES = 128 * PAGE_BYTES
 LONG, LONG_BYTES, SHORT_BYTES = 0x0002, 40, 24  # the bit in a page's info, and how long its header is then; else
 RECORD = struct.Struct("<IIQBBHI")  # length, transaction, place of the one before, info, resource manager, -, CRC
 CREATES = re.compile(rb"\x00\x05\x00\x00(?=[\x00-\xff]{4}[\xfc-\xff])")  # info, resource manager, CRC, what follows
+UNIT = b"\x00\x05\x00\x00"  # how it begins
 CREATES_AT = 16  # where that is in a record, which begins at a multiple of 8
 ORIGIN, TOP, SHORT, WIDE = 0xFD, 0xFC, 0xFF, 0xFE  # what may come before a record's data
 LONGEST = RECORD.size + 3 + 5 + 5 + 4 + 1024  # of such a record
+TAIL = LONGEST // 8 * 8
 
 
 def payload(pages: bytes, begin: int) -> bytes:
@@ -38,6 +40,32 @@ def payload(pages: bytes, begin: int) -> bytes:
             break
         found.append(view[at + (LONG_BYTES if info & LONG else SHORT_BYTES) : at + PAGE_BYTES])
     return b"".join(found)
+
+
+def suspect(pages: bytes) -> bool:
+    """May a record that creates a tablespace begin in these pages, or go on in them? Pure, and a tenth of the work of
+    knowing: WAL without any is let through by this alone."""
+    fives = pages[1::8]  # of info, resource manager, padding, CRC: records are aligned, and a page's header is a unit
+    unit = fives.find(5)
+    while unit >= 0:
+        at = unit * 8
+        if not pages[at] and not pages[at + 2] and not pages[at + 3]:
+            in_page, ends = at % PAGE_BYTES, (at + 8) % PAGE_BYTES == 0
+            if (
+                (ends or pages[at + 8] >= TOP)
+                and (
+                    in_page < LONG_BYTES + CREATES_AT  # its beginning is elsewhere
+                    or RECORD.size < int.from_bytes(pages[at - CREATES_AT : at - CREATES_AT + 4], "little") <= LONGEST
+                )
+            ):
+                return True
+        unit = fives.find(5, unit + 1)
+    return False
+
+
+def suspect_file(file: Path) -> bool:
+    with file.open("rb") as segment:
+        return any(suspect(pages) for pages in iter(lambda: segment.read(PIECE_BYTES), b""))
 
 
 def created(records: bytes) -> Iterator[str]:
@@ -72,10 +100,18 @@ class Guard:
         self._tail = b""  # a record may end in what comes next
         self._free: set[str] = set()  # what is there later has been made by the replay
 
-    def look(self, file: Path, name: str) -> None:
-        """Raises RestorePrevented when replaying it would change data that is there already. Not all of it is held."""
+    def look(self, file: Path, name: str, *, suspected: bool) -> None:
+        """Raises RestorePrevented when replaying it would change data that is there already. Not all of it is held.
+
+        `suspected`: what `suspect_file` says of it; may be asked in another thread, and out of order.
+        """
         begin: int | None = None
         with file.open("rb") as segment:
+            if not suspected and UNIT not in self._tail:
+                segment.seek(-PAGE_BYTES, os.SEEK_END)
+                page = segment.read()
+                self._tail = payload(page, int.from_bytes(page[8:16], "little"))[-TAIL:]
+                return
             while pages := segment.read(PIECE_BYTES):
                 begin = int.from_bytes(pages[8:16], "little") if begin is None else begin
                 self._judge(payload(pages, begin), name)
@@ -83,7 +119,7 @@ class Guard:
 
     def _judge(self, more: bytes, name: str) -> None:
         records = self._tail + more
-        self._tail = records[-(LONGEST // 8 * 8) :]
+        self._tail = records[-TAIL:]
         for location in created(records):
             if location in self._free:
                 continue
@@ -108,4 +144,4 @@ def look_through(pg_wal: Path) -> None:
     """The same for all that lies in a data directory. Raises RestorePrevented."""
     guard = Guard()
     for file in sorted(f for f in pg_wal.iterdir() if SEGMENT.match(f.name)):
-        guard.look(file, file.name)
+        guard.look(file, file.name, suspected=suspect_file(file))

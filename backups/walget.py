@@ -7,18 +7,27 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from backups import layout
 from backups.errors import ObjectMissing, RepositoryError, RestorePrevented
 from backups.layout import Segment, segment_of
 from backups.repository import Path
-from backups.spaces import Guard
+from backups.spaces import Guard, suspect_file
 from backups.stream import assemble
 from postgres.command import Account
 
 AHEAD = 3  # segments that are fetched at once
 SPOOLED = ".fetched-"  # PostgreSQL looks at no such name in pg_wal
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file that is here, and whether it may create a tablespace."""
+
+    place: FilePath
+    suspected: bool
 
 
 class WalFetcher:
@@ -51,7 +60,7 @@ class WalFetcher:
         for left in (data / "pg_wal").glob(f"{SPOOLED}*"):  # by somebody who was killed
             left.unlink()
         self._numbers = itertools.count()
-        self._ahead: dict[str, Future[FilePath]] = {}
+        self._ahead: dict[str, Future[Fetched]] = {}
         self.last = ""  # the last segment that was given
         self.failure: RepositoryError | RestorePrevented | None = None  # why recovery was told to stop
         self.asked = -1  # the highest number of a segment that recovery has asked for
@@ -101,7 +110,7 @@ class WalFetcher:
             return False
         self._checked(target).unlink(missing_ok=True)
         self._write(target, (content,))
-        self._guard.look(target, name)
+        self._guard.look(target, name, suspected=True)
         return True
 
     def _give(self, name: str, target: FilePath) -> None:
@@ -118,8 +127,8 @@ class WalFetcher:
                     self._ahead[new] = self._pool.submit(self._fetch, new)
         fetched = future.result()
         if segment is not None:
-            self._guard.look(fetched, name)
-        fetched.replace(target)
+            self._guard.look(fetched.place, name, suspected=fetched.suspected)
+        fetched.place.replace(target)
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -127,15 +136,15 @@ class WalFetcher:
             if not future.cancel():
                 future.add_done_callback(_remove)
 
-    def _fetch(self, name: str) -> FilePath:
-        """Store a file beside the one that PostgreSQL reads; where it is now."""
+    def _fetch(self, name: str) -> Fetched:
+        """Store a file beside the one that PostgreSQL reads."""
         place = self._data / "pg_wal" / f"{SPOOLED}{next(self._numbers)}-{name}"
         try:
             self._write(place, self._path.wal_pieces(name))
+            return Fetched(place, suspect_file(place))
         except BaseException:
             place.unlink(missing_ok=True)
             raise
-        return place
 
     def _checked(self, target: FilePath) -> FilePath:
         if target.parent.resolve() != (self._data / "pg_wal").resolve():
@@ -153,6 +162,6 @@ class WalFetcher:
                     rest = rest[file.write(rest) :]
 
 
-def _remove(fetched: Future[FilePath]) -> None:
+def _remove(fetched: Future[Fetched]) -> None:
     if fetched.exception() is None:
-        fetched.result().unlink(missing_ok=True)
+        fetched.result().place.unlink(missing_ok=True)

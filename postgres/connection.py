@@ -36,6 +36,12 @@ class NotAccepting(PostgresUnavailable):
     """A live server that does not take connections now: it starts, recovers or shuts down."""
 
 
+def where(conninfo: str) -> dict[str, str]:
+    """The variables by which libpq's programs find the server of a connection string; without its secrets."""
+    parts = psycopg.conninfo.conninfo_to_dict(conninfo)
+    return {f"PG{key.upper()}": str(parts[key]) for key in ("host", "port", "user") if parts.get(key)}
+
+
 async def bounded(connection: Connection, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
     """Await `work` on `connection`, at most `timeout_s` seconds; then, or when we are cancelled, cut the connection.
 

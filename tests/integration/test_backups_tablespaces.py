@@ -13,7 +13,7 @@ from backups.codec import Codec
 from backups.errors import RestorePrevented
 from backups.repository import Path as RepositoryPath
 from backups.restore_plan import Target, TargetKind
-from backups.spaces import created, payload
+from backups.spaces import PAGE_BYTES, Guard, created, payload, suspect_file
 from backups.verify import verify
 from tests.support.archive import OWNER, Archived, directory, new_server, path_for, restored, rows_of, snapshot
 from tests.support.pgserver import BIN, PgServer
@@ -106,3 +106,18 @@ def test_a_record_is_found_across_pages_and_with_an_origin(server: PgServer) -> 
     segments = [f.read_bytes() for f in files]
     records = b"".join(payload(s, int.from_bytes(s[8:16], "little")) for s in segments)
     assert list(created(records)) == [str(p) for p in places]
+
+    for place in places:
+        (next(place.glob("PG_*")) / "data").touch()
+    pages = [s[at : at + PAGE_BYTES] for s in segments for at in range(0, len(s), PAGE_BYTES)]
+    guard, told, suspected = Guard(), [], 0
+    for page in pages:  # as if each were a file: a record may begin in one and end in the next
+        file = server.root / "page"
+        file.write_bytes(page)
+        suspected += suspect_file(file)
+        try:
+            guard.look(file, file.name, suspected=suspect_file(file))
+        except RestorePrevented as error:
+            told.append(str(error).partition(" creates a tablespace in ")[2].partition(",")[0])
+    assert list(dict.fromkeys(told)) == [str(p) for p in places]
+    assert suspected < 3 * len(places), "few are looked at for nothing"
