@@ -24,6 +24,7 @@ from postgres.command import reap, spawn
 log = logging.getLogger("flypg.backups")
 LONGEST_PAUSE_S = 60.0  # between two starts of an archiver that ends at once
 SILENT_S = 10.0  # one that has answered, and does not any more, is worth a word
+STARTING_S = 60.0  # one that has never answered for so long never will
 FROZEN_S = 30.0  # and is replaced: it is frozen, or its socket is gone
 
 
@@ -68,7 +69,7 @@ class ArchiverProcess:
         self._environment = dict(environment)
         self._pid: int | None = None
         self._heard = True  # has the one that was started last ever answered
-        self._silent_at: float | None = None  # since when one that had answered does not, by the monotonic clock
+        self._silent_at: float | None = None  # since when the one that runs does not answer, by the monotonic clock
         self._failures = 0  # starts in a row after which none answered
         self._again_at = 0.0  # not before that, on the monotonic clock
         self._why = ""  # the last words of one that ended without an answer
@@ -93,11 +94,11 @@ class ArchiverProcess:
             log.error("archiver_ended", extra={"error": self._why, "failures": self._failures})
         if self._failures:
             self.status = WalStatus(error=f"the archiver does not start: {self._why}")
-        elif self._silent_s() >= SILENT_S:
+        elif self._heard and self._silent_s() >= SILENT_S:
             self.status = WalStatus(error=f"the archiver (process {self._pid}) does not answer at {self._socket}")
         if alive or self._monotonic() < self._again_at:
             return  # it is starting, or had better not be yet
-        self._heard = False
+        self._heard, self._silent_at = False, self._monotonic()
         argv = [sys.executable, "-m", "backups.run", "wal", *arguments]
         self._pid = await asyncio.to_thread(spawn, argv, user=None, output=self._log_file, env=self._environment)
         log.info("archiver_started", extra={"pid": self._pid})
@@ -118,11 +119,11 @@ class ArchiverProcess:
 
     def _end_if_frozen(self) -> None:
         """Kill the one that runs when it has been silent for too long: what it did not finish, the next one does."""
-        if not self._heard or self._pid is None:
-            return  # it is still starting
+        if self._pid is None:
+            return
         if self._silent_at is None:
             self._silent_at = self._monotonic()
-        if self._silent_s() >= FROZEN_S:
+        if self._silent_s() >= (FROZEN_S if self._heard else STARTING_S):
             log.error("archiver_frozen", extra={"pid": self._pid, "silent_s": round(self._silent_s())})
             os.kill(self._pid, signal.SIGKILL)
 

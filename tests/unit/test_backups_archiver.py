@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from backups import archiver, wal
-from backups.archiver import FROZEN_S, SILENT_S, ArchiverProcess, Standing
+from backups.archiver import FROZEN_S, SILENT_S, STARTING_S, ArchiverProcess, Standing
 from backups.codec import Codec
 from backups.directory import DirectoryStore
 from backups.errors import ObjectMissing, RepositoryUnavailable
@@ -143,7 +143,7 @@ async def test_one_that_is_frozen_is_named_then_replaced(tmp_path: Path, monkeyp
     monkeypatch.setattr(archiver, "spawn", spawn)
     process = ArchiverProcess(tmp_path / "sock", tmp_path / "log", {}, monotonic=lambda: now)
     await process.tell(OPEN, [])
-    now += 600
+    now += STARTING_S - 0.1
     await process.tell(OPEN, [])
     assert (len(pids), process.status) == (1, None), "it is still starting"
     try:
@@ -163,6 +163,32 @@ async def test_one_that_is_frozen_is_named_then_replaced(tmp_path: Path, monkeyp
         assert len(pids) == 2
         with pytest.raises(ProcessLookupError):  # and has left no zombie
             os.kill(pids[0], 0)
+    finally:
+        os.kill(pids[-1], signal.SIGKILL)
+        await asyncio.to_thread(os.waitpid, pids[-1], 0)
+
+
+async def test_one_that_never_answers_is_replaced_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+
+    def spawn(argv: list[str], **_: object) -> int:
+        (tmp_path / "log").write_text("connecting\n")
+        pids.append(os.posix_spawn(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {}))
+        return pids[-1]
+
+    now = 1000.0
+    monkeypatch.setattr(archiver, "spawn", spawn)
+    process = ArchiverProcess(tmp_path / "sock", tmp_path / "log", {}, monotonic=lambda: now)
+    await process.tell(OPEN, [])
+    try:
+        now += STARTING_S
+        await process.tell(OPEN, [])
+        await asyncio.to_thread(os.waitid, os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)  # it was killed
+        for _ in range(2):
+            await process.tell(OPEN, [])
+            assert process.status is not None and "does not start: connecting" in process.status.error
+            now += 10
+        assert len(pids) == 2, "after a pause"
     finally:
         os.kill(pids[-1], signal.SIGKILL)
         await asyncio.to_thread(os.waitpid, pids[-1], 0)
