@@ -115,7 +115,7 @@ class Fence:
         self.poll.register(0, select.POLLIN)
 
     def run(self) -> None:
-        while self.attended or self.pid or self.unpause_at < float("inf"):
+        while self.attended or self.has_orders() or self.unpause_at < float("inf"):
             for descriptor, _ in self.poll.poll(self.sleep_ms()):
                 if descriptor == 0:
                     self.read()
@@ -126,6 +126,10 @@ class Fence:
             if boottime() >= self.unpause_at:
                 self.unpause_at = float("inf")
                 self.unpause()
+
+    def has_orders(self) -> bool:
+        """One without an end is of use for as long as its postmaster lives: an agent that is back puts an end to it."""
+        return self.pid != 0 and (self.pidfd >= 0 or self.valid_until < float("inf"))
 
     def sleep_ms(self) -> float | None:
         next_at = min(self.valid_until if self.pid else float("inf"), self.unpause_at)

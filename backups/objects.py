@@ -181,8 +181,12 @@ class S3Store:
     def get(self, key: str) -> bytes:
         def once() -> bytes:
             answer = self._client.get_object(Bucket=self._options.bucket, Key=self._name(key))
-            self._of_s3(key, answer, "ETag")
-            body = answer["Body"].read()
+            try:
+                self._of_s3(key, answer, "ETag")
+                body = answer["Body"].read()
+            except BaseException:
+                answer["Body"].close()  # else its connection stays open, and is in nobody's pool
+                raise
             if len(body) != answer.get("ContentLength", len(body)):  # a proxy may send it in chunks
                 raise DigestMismatch(f"{self.describe()}: {key}: the answer was cut short")
             return bytes(body)

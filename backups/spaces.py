@@ -17,7 +17,7 @@ from backups.layout import SEGMENT
 
 PAGE = struct.Struct("<HHIQ")  # how a page begins: magic, info, timeline, address
 PAGE_BYTES = 8192
-PIECE_BYTES = 128 * PAGE_BYTES
+PIECE_BYTES = 32 * PAGE_BYTES
 LONG, LONG_BYTES, SHORT_BYTES = 0x0002, 40, 24  # the bit in a page's info, and how long its header is then; else
 RECORD = struct.Struct("<IIQBBHI")  # length, transaction, place of the one before, info, resource manager, -, CRC
 CREATES = re.compile(rb"\x00\x05\x00\x00(?=[\x00-\xff]{4}[\xfc-\xff])")  # info, resource manager, CRC, what follows

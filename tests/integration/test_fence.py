@@ -288,6 +288,20 @@ async def test_the_next_agent_takes_over(run_dir: Path, victim: subprocess.Popen
         assert victim.poll() is None
 
 
+async def test_one_without_agent_and_postmaster_ends(run_dir: Path, victim: subprocess.Popen[bytes]) -> None:
+    """Its order had no end, as in maintenance: nobody would ever come to put one to it."""
+    alone = Fence(run_dir, lambda pid: None)
+    await alone.start()
+    await armed(alone, float("inf"), victim.pid)
+    pid = alone.pid
+    assert pid is not None
+    await alone.abandon()
+    await asyncio.sleep(0.3)
+    assert start_time(pid) is not None, "the next agent may want to know of its order"
+    victim.kill()
+    await eventually(lambda: start_time(pid) is None)
+
+
 async def test_an_agent_that_died_before_its_first_order_hides_no_fence(
     run_dir: Path, victim: subprocess.Popen[bytes]
 ) -> None:
