@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backups.catalog import SnapshotRecord
+from backups.catalog import SnapshotRecord, Verification
 from cluster.model import NodeId, Phase, ServerState, Snapshot
 
 RETRY_S = (60.0, 300.0, 900.0, 3600.0)  # after the first, second, … failure in a row; then the last
@@ -41,6 +41,15 @@ def succeeded(history: RunHistory, *, began: float, at: float, snapshot: str, si
     """After a snapshot that took from `began` to `at`. Only WAL that was let go before it began is made up for."""
     new = replace(history, ok_at=at, ok_id=snapshot, where=where, ok_bytes=size, failures=0, failed_at=None, error="")
     return new if history.gap_at is not None and history.gap_at > began else replace(new, gap_at=None, gap="")
+
+
+def with_verification(history: RunHistory, snapshot: str, result: Verification) -> RunHistory:
+    """After a restore test; one of another snapshot than the last says nothing of that."""
+    if history.ok_id != snapshot:
+        return history
+    if result.ok:
+        return replace(history, verified_at=result.at, verified_s=result.restore_s, doubt="")
+    return replace(history, doubt=f"{snapshot}: {result.text}")
 
 
 def retry_at(history: RunHistory) -> float | None:

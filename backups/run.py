@@ -27,10 +27,11 @@ from backups.catalog import SnapshotRecord
 from backups.config import BackupConfig, read_config
 from backups.errors import RestoreRefused
 from backups.hooks import about, hooked
+from backups.late import LatePath
 from backups.layout import SEGMENT, SEGMENT_BYTES, parse_path
 from backups.memory import few_arenas
 from backups.policy import verify_due
-from backups.repository import LatePath, Path, PathInfo, Repository
+from backups.repository import Path, PathInfo, Repository
 from backups.upkeep import sweep
 from cluster.errors import FlypgError
 from postgres.command import account

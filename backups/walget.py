@@ -126,9 +126,12 @@ class WalFetcher:
                 for new in sorted(wanted - self._ahead.keys()):
                     self._ahead[new] = self._pool.submit(self._fetch, new)
         fetched = future.result()
-        if segment is not None:
-            self._guard.look(fetched.place, name, suspected=fetched.suspected)
-        fetched.place.replace(target)
+        try:
+            if segment is not None:
+                self._guard.look(fetched.place, name, suspected=fetched.suspected)
+            fetched.place.replace(target)
+        finally:
+            _remove(future)  # if it is still there
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -153,13 +156,10 @@ class WalFetcher:
 
     def _write(self, place: FilePath, pieces: Iterable[bytes]) -> None:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
+        with open(descriptor, "wb") as file:
             if self._owner is not None:
                 os.fchown(descriptor, self._owner.uid, self._owner.gid)
-            for piece in pieces:
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[file.write(rest) :]
+            file.writelines(pieces)
 
 
 def _remove(fetched: Future[Fetched]) -> None:

@@ -27,6 +27,12 @@ def _where(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="answer in JSON")
 
 
+def _cluster(parser: Parser) -> None:
+    """Whose agents are told."""
+    parser.add_argument("--etcd", metavar="HOST:PORT,…", help="etcd endpoints (FLYPG_ETCD_ENDPOINTS)")
+    parser.add_argument("--cluster", metavar="NAME", help="name of the cluster (FLYPG_CLUSTER)")
+
+
 def _snapshots(commands: Commands[Parser]) -> None:
     snapshots = commands.add_parser("snapshots", description=f"Snapshots of the cluster's data.\n{WHERE}")
     actions = snapshots.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
@@ -47,8 +53,7 @@ def _snapshots(commands: Commands[Parser]) -> None:
     )
     create.add_argument("--node", metavar="NODE", help="node of a local cluster to take it from (n1)")
     create.add_argument("--conninfo", metavar="CONNINFO", help="a server, instead of this node's")
-    create.add_argument("--etcd", metavar="HOST:PORT,…", help="etcd endpoints (FLYPG_ETCD_ENDPOINTS)")
-    create.add_argument("--cluster", metavar="NAME", help="name of the cluster (FLYPG_CLUSTER)")
+    _cluster(create)
     for name, run, short, about in (
         ("show", "show", "everything recorded of one", "Print everything that is recorded of a snapshot."),
         ("delete", "delete", "delete one for good", "Delete a snapshot for good. WAL goes with the next sweep."),
@@ -69,6 +74,7 @@ def _snapshots(commands: Commands[Parser]) -> None:
         if name == "pin":
             one.add_argument("--off", action="store_true", help="let retention have it again")
         if name == "verify":
+            _cluster(one)
             one.add_argument("--scratch", metavar="DIR", help="where to restore (FLYPG_SNAPSHOT_SCRATCH)")
             one.add_argument("--node", metavar="NODE", help="recorded as where it was tried")
             one.add_argument("--programs", metavar="DIR", help="PostgreSQL's programs, if not in the usual place")

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from backups.repository import Path as RepositoryPath
     from tests.support.etcd import TestEtcd
+    from tests.support.pgserver import PgServer
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 6 << 30  # what must be free, of the volume and of the machine
@@ -54,3 +56,23 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestEtcd]:
     made = start_etcd(tmp_path_factory.mktemp("etcd"))
     yield made
     made.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[PgServer]:
+    """A PostgreSQL with small segments that archives, for tests of backups."""
+    from tests.support.archive import new_server
+
+    made = new_server()
+    made.start()
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def path(server: PgServer) -> RepositoryPath:
+    """Of a repository in a directory, for what `server` writes."""
+    from backups.codec import Codec
+    from tests.support.archive import directory, path_for
+
+    return path_for(server, directory(server.root), Codec())

@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 from backups.base import Progress as Done
 from backups.errors import RepositoryError, RestoreFailed, RestoreRefused
 from backups.extract import tablespaces
-from backups.restore import make_plan
+from backups.restore import RestoreResult, make_plan
 from backups.restore import restore as carry_out
 from backups.restore_plan import Refused as PlanRefused
 from backups.restore_plan import RestorePlan, Target, TargetKind, describe
@@ -30,7 +30,7 @@ from flypg.reply import BadInput, Refused, Reply, done
 from flypg.repository import Opened, open_path
 from flypg.target import Target as ClusterTarget
 from flypg.target import find
-from postgres.command import account, closed_above
+from postgres.command import Account, account, closed_above
 from postgres.scratch import find_programs
 
 CLUSTER_ONLY = ("node", "confirm", "discard_old", "cancel", "follow", "no_wait", "etcd", "cluster")
@@ -77,6 +77,25 @@ def run(args: argparse.Namespace) -> Reply:
         confirm("\n".join(lines), typed=opened.cluster if args.in_place else "restore", unless="--yes")
     if aside:
         directory.rename(aside)
+    result = _carried_out(args, opened, plan, directory, owner, aside)
+    commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
+    text = (
+        f"restored {plan.snapshot.id} to {plan.target} in {result.total_s:.1f} s "
+        f"(unpacking and checking {result.unpack_s + result.check_s:.1f}, recovery {result.recovery_s:.1f}){commit}\n"
+        + NEXT.format(directory=directory, timeline=result.timeline)
+    )
+    return done(text, {**body, **asdict(result), "directory": str(directory)})
+
+
+def _carried_out(
+    args: argparse.Namespace,
+    opened: Opened,
+    plan: RestorePlan,
+    directory: FilePath,
+    owner: Account | None,
+    aside: FilePath | None,
+) -> RestoreResult:
+    """Restore, and tell how far it is; whoever ends it is told what is left."""
     progress = Progress()
 
     def tell(at: Done) -> None:
@@ -100,7 +119,7 @@ def run(args: argparse.Namespace) -> Reply:
     )
     try:
         with ended_in_order():
-            result = asyncio.run(work)
+            return asyncio.run(work)
     except RestoreRefused as error:
         raise Refused(f"{error}; what was there lies in {aside}" if aside else str(error)) from None
     except (RestoreFailed, RepositoryError) as error:
@@ -109,13 +128,6 @@ def run(args: argparse.Namespace) -> Reply:
         raise KeyboardInterrupt(f"stopped; {_left(directory, aside)}") from None
     finally:
         progress.clear()
-    commit = f"; last transaction {result.last_commit}" if result.last_commit else ""
-    text = (
-        f"restored {plan.snapshot.id} to {plan.target} in {result.total_s:.1f} s "
-        f"(unpacking and checking {result.unpack_s + result.check_s:.1f}, recovery {result.recovery_s:.1f}){commit}\n"
-        + NEXT.format(directory=directory, timeline=result.timeline)
-    )
-    return done(text, {**body, **asdict(result), "directory": str(directory)})
 
 
 def place_of(into: str, *, in_place: bool) -> FilePath:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import secrets
 import time
@@ -18,18 +17,18 @@ from backups.base import take_snapshot
 from backups.catalog import SnapshotRecord, Verification
 from backups.errors import ObjectMissing, RestoreRefused
 from backups.hooks import about, hooked
-from backups.policy import RunHistory, succeeded
+from backups.policy import RunHistory, succeeded, with_verification
 from backups.repository import Path, PathInfo, Repository
 from backups.verify import verify as try_out
-from cluster.errors import OutcomeUnknown, StoreUnavailable
+from cluster.errors import StoreUnavailable
 from cluster.model import NodeId, format_lsn
-from cluster.store import OperatorStore
 from flypg.commands.change import confirm
+from flypg.commands.noted import tell_nodes
 from flypg.ending import ended_in_order
 from flypg.progress import Progress
 from flypg.reply import BadInput, Exit, Refused, Reply, done
-from flypg.repository import configured, environment, open_path, path_name
-from flypg.target import Target, find, with_store
+from flypg.repository import Opened, configured, environment, open_path, path_name
+from flypg.target import find
 from postgres.basebackup import server_facts
 from postgres.command import account
 
@@ -200,11 +199,21 @@ def verify(args: argparse.Namespace) -> Reply:
         raise Refused(f"{error}; nothing was changed") from None
     finally:
         progress.clear()
+    whose = _whose(args, opened)
+    if not args.path and whose is not None:
+        tell_nodes(args, whose, opened.path.name.system_id, lambda h: with_verification(h, record.id, found))
     word = "can be restored" if found.ok else "FAILED its restore test"
     text = (
         f"{record.id} {word}: {found.text} (restored in {found.restore_s:.1f} s, {found.total_s:.1f} s with all checks)"
     )
     return Reply(Exit.OK if found.ok else Exit.FAILED, text, {"id": record.id, **asdict(found)})
+
+
+def _whose(args: argparse.Namespace, opened: Opened) -> str | None:
+    """Of which node the repository is, "" if it is shared; None: not known."""
+    if opened.config.shared:
+        return ""
+    return args.node or (opened.layout.names[0] if opened.layout else os.environ.get("FLYPG_NODE")) or None
 
 
 def _owner() -> Any:
@@ -246,40 +255,17 @@ def create(args: argparse.Namespace) -> Reply:
         progress.clear()
     took = time.monotonic() - began
     if not args.path:
-        _tell_nodes(args, "" if config.shared else node, config.url, facts.system_id, record, began_at)
+
+        def taken(history: RunHistory) -> RunHistory:
+            stored, at = record.stored_bytes, time.time()
+            return succeeded(history, began=began_at, at=at, snapshot=record.id, size=stored, where=config.url)
+
+        tell_nodes(args, "" if config.shared else node, facts.system_id, taken)
     text = f"{record.id}: {size(record.raw_bytes)} in {took:.1f} s, {size(record.stored_bytes)} in {path.describe()}"
     body = {**data(record), "seconds": round(took, 2), "after_error": after_error}
     if after_error:
         return Reply(Exit.FAILED, f"{text}\nit is there and can be restored, but {after_error}", body)
     return done(text, body)
-
-
-def _tell_nodes(
-    args: argparse.Namespace, whose: str, where: str, system_id: str, record: SnapshotRecord, began: float
-) -> None:
-    """So that `flypg status`, metrics and the schedule know of it, if it is of the cluster's own system.
-
-    Without etcd they learn of it with the next one.
-    """
-    from backups.notes import Notes
-    from cluster.etcd import Etcd
-
-    def change(history: RunHistory) -> RunHistory:
-        size = record.stored_bytes
-        return succeeded(history, began=began, at=time.time(), snapshot=record.id, size=size, where=where)
-
-    async def tell(store: OperatorStore, target: Target) -> Reply:
-        view = (await store.read()).view
-        if view is not None and view.system_id == system_id:
-            etcd = Etcd(target.etcd)
-            try:
-                await Notes(etcd, target.cluster).change_history(change, whose)
-            finally:
-                await etcd.close()
-        return done("")
-
-    with contextlib.suppress(StoreUnavailable, OutcomeUnknown, BadInput):
-        with_store(args, tell)
 
 
 def _path_of(repository: Repository, args: argparse.Namespace, cluster: str, system_id: str) -> Path:

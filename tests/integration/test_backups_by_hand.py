@@ -6,13 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backups.codec import Codec, SealingKey
-from tests.support.archive import Archived, directory, new_server, path_for, snapshot, until
+from tests.support.archive import Archived, directory, path_for, snapshot, until
 from tests.support.pgserver import BIN, ENV, PgServer, as_postgres
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "restore-by-hand.md"
@@ -29,14 +28,6 @@ def blocks(language: str, label: str) -> list[str]:
     found = re.findall(rf"```{language}\n(# {label}.*?)```", PAGE.read_text(), re.DOTALL)
     assert found, f"the page has no {language} block {label!r}"
     return found
-
-
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
 
 
 def test_the_page_restores_a_cluster(server: PgServer) -> None:

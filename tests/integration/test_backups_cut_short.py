@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from backups.errors import RestoreFailed
 from backups.repository import Path as RepositoryPath
 from backups.restore import make_plan, restore
 from backups.restore_plan import RestorePlan, Target, TargetKind
-from tests.support.archive import OWNER, Archived, directory, new_server, path_for, restored, snapshot
+from tests.support.archive import OWNER, Archived, restored, snapshot
 from tests.support.pgserver import BIN, PgServer
 
 pytestmark = [
@@ -24,32 +23,21 @@ LATEST = Target(TargetKind.LATEST)
 ODD = "back\\slash, it's odd"
 
 
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def path(server: PgServer) -> RepositoryPath:
-    return path_for(server, directory(server.root), Codec())
-
-
-def write(server: PgServer, archived: Archived, segments: int) -> None:
+def written(server: PgServer, path: RepositoryPath, segments: int) -> Archived:
+    """A snapshot, and so many archived segments after it."""
+    archived = Archived(server, path)
+    archived.archiver.stand(1)
+    snapshot(server, path, Codec(), "a")
     server.sql("CREATE TABLE IF NOT EXISTS t (i int)")
     for i in range(segments):
         server.sql(f"INSERT INTO t VALUES ({i})")
         archived.flush()
+    return archived
 
 
 def test_a_repository_that_goes_away_is_not_the_end_of_the_wal(server: PgServer, path: RepositoryPath) -> None:
     """A directory that is not mounted any more has nothing in it, which is no error to whoever reads it."""
-    archived = Archived(server, path)
-    archived.archiver.stand(1)
-    snapshot(server, path, Codec(), "a")
-    write(server, archived, 8)
+    archived = written(server, path, 8)
     plan = make_plan(path, LATEST)
     assert isinstance(plan, RestorePlan), plan
     away = server.root / "unmounted"
@@ -65,10 +53,7 @@ def test_a_repository_that_goes_away_is_not_the_end_of_the_wal(server: PgServer,
 
 def test_nor_is_wal_that_cannot_be_read(server: PgServer, path: RepositoryPath) -> None:
     """PostgreSQL ends recovery at the first record that makes no sense, and opens."""
-    archived = Archived(server, path)
-    archived.archiver.stand(1)
-    snapshot(server, path, Codec(), "a")
-    write(server, archived, 5)
+    archived = written(server, path, 5)
     files = sorted((server.root / "repository").glob("c/*/wal/00000001/*[0-9A-F].zst"))
     shutil.copyfile(files[-2], files[-3])
     with pytest.raises(RestoreFailed, match=f"{files[-4].stem}, of which .* archived up to {files[-1].stem}"):

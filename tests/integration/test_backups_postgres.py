@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ from tests.support.archive import (
     Archived,
     caught_up,
     directory,
-    new_server,
     path_for,
     promote,
     restored,
@@ -43,14 +41,6 @@ pytestmark = [
     pytest.mark.timeout(400),  # on a machine that is busy with other tests
 ]
 ROWS = "SELECT array_agg(stage ORDER BY id) FROM story"
-
-
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
 
 
 def write(server: PgServer, stage: str) -> None:

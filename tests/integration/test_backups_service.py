@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,20 +20,11 @@ from backups.upkeep import audit
 from cluster.errors import CommandFailed
 from postgres.basebackup import server_facts
 from postgres.command import run
-from tests.support.archive import new_server
 from tests.support.backing import CODE, NEEDS, PATIENCE_S, alone, events, eventually, facts, notes, running, settings
 from tests.support.etcd import TestEtcd
 from tests.support.pgserver import PgServer
 
 pytestmark = NEEDS
-
-
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
 
 
 def test_a_new_cluster_gets_its_first_snapshot(etcd: TestEtcd, server: PgServer) -> None:

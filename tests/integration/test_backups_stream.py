@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from backups.restore_plan import Refused, Target, TargetKind
 from backups.stream import WalStreamer, assemble, whole
 from backups.walqueue import Queue
 from cluster.model import format_lsn, parse_lsn
-from tests.support.archive import Archived, directory, new_server, path_for, restored, rows_of, snapshot, until
+from tests.support.archive import Archived, directory, path_for, restored, rows_of, snapshot, until
 from tests.support.pgserver import BIN, PgServer
 
 pytestmark = [
@@ -25,14 +24,6 @@ pytestmark = [
     pytest.mark.timeout(400),  # on a machine that is busy with other tests
 ]
 MB = 1 << 20
-
-
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
 
 
 def flushed(server: PgServer) -> int:

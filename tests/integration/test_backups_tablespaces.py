@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from backups.repository import Path as RepositoryPath
 from backups.restore_plan import Target, TargetKind
 from backups.spaces import PAGE_BYTES, Guard, created, payload, suspect_file
 from backups.verify import verify
-from tests.support.archive import OWNER, Archived, directory, new_server, path_for, restored, rows_of, snapshot
+from tests.support.archive import OWNER, Archived, restored, rows_of, snapshot
 from tests.support.pgserver import BIN, PgServer
 
 pytestmark = [
@@ -23,19 +22,6 @@ pytestmark = [
     pytest.mark.timeout(400),  # on a machine that is busy with other tests
 ]
 LATEST = Target(TargetKind.LATEST)
-
-
-@pytest.fixture
-def server() -> Iterator[PgServer]:
-    made = new_server()
-    made.start()
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def path(server: PgServer) -> RepositoryPath:
-    return path_for(server, directory(server.root), Codec())
 
 
 def space(server: PgServer, name: str = "space") -> Path:

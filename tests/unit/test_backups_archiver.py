@@ -20,8 +20,9 @@ from backups.archiver import FROZEN_S, SILENT_S, STARTING_S, ArchiverProcess, St
 from backups.codec import Codec
 from backups.directory import DirectoryStore
 from backups.errors import ObjectMissing, RepositoryUnavailable
+from backups.late import LatePath
 from backups.layout import MARKER, Segment
-from backups.repository import LatePath, PathInfo, Repository
+from backups.repository import PathInfo, Repository
 from backups.wal import WalArchiver, WalOptions
 from backups.wire import LineServer
 from tests.support.memory import NAME, MemoryStore, path_on

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from backups.policy import RunHistory, due, jitter_s, source, succeeded, verify_due
+from backups.catalog import Verification
+from backups.policy import RunHistory, due, jitter_s, source, succeeded, verify_due, with_verification
 from backups.schedule import next_after
 from cluster.errors import SettingsError
 from cluster.model import (
@@ -139,3 +140,13 @@ def test_a_snapshot_makes_up_for_what_was_let_go_before_it_began() -> None:
     during = succeeded(failed, began=NOW - 40, at=NOW, snapshot="vs_y", size=7)
     assert (during.gap_at, during.gap) == (NOW - 30, "00000001000000000000001E"), "restores still begin anew after it"
     assert during.ok_id == "vs_y"
+
+
+def test_a_restore_test_by_hand_speaks_of_the_last_snapshot_only() -> None:
+    history = RunHistory(ok_at=NOW - 60, ok_id="vs_y", doubt="vs_y: a page is damaged")
+    good, bad = Verification(NOW, True, 4.0, 5.0, "fine"), Verification(NOW, False, 4.0, 5.0, "a page is damaged")
+    found = with_verification(history, "vs_y", good)
+    assert (found.verified_at, found.verified_s, found.doubt) == (NOW, 4.0, "")
+    assert with_verification(history, "vs_x", good) == history
+    assert with_verification(found, "vs_x", bad) == found
+    assert with_verification(found, "vs_y", bad) == replace(found, doubt="vs_y: a page is damaged")
