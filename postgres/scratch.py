@@ -46,6 +46,12 @@ def find_programs(major: int, given: str = "") -> Path:
     raise InstanceError(f"the programs of PostgreSQL {major} are not in {', '.join(map(str, candidates))}")
 
 
+def room_for_wal(segment_bytes: int) -> dict[str, str]:
+    """PostgreSQL wants room for two segments, and its defaults have that for up to 40 MB each only. Pure."""
+    segment_mb = segment_bytes >> 20
+    return {"min_wal_size": f"{max(80, 2 * segment_mb)}MB", "max_wal_size": f"{max(1024, 4 * segment_mb)}MB"}
+
+
 class ScratchServer:
     """One server on a restored data directory. `home`: a short path, created; for its files, socket and log."""
 
@@ -76,9 +82,13 @@ class ScratchServer:
 
     async def start(self, settings: Mapping[str, str]) -> None:
         """Launch it; returns at once. See `wait_until_open`."""
-        demands = (await self.control()).demands
+        control = await self.control()
+        demands = control.demands
         demands[PREPARED] = max(demands[PREPARED], MANY)  # WAL may hold more of them than were allowed at its beginning
-        await asyncio.to_thread(self._write_files, {**{k: str(v) for k, v in demands.items()}, **settings})
+        await asyncio.to_thread(
+            self._write_files,
+            {**{k: str(v) for k, v in demands.items()}, **room_for_wal(control.segment_bytes), **settings},
+        )
         await asyncio.to_thread((self.data / "postmaster.pid").unlink, missing_ok=True)
         argv: list[str | Path] = [
             self._program("postgres"),

@@ -12,7 +12,7 @@ from backups.errors import RestoreFailed
 from backups.repository import Path as RepositoryPath
 from backups.restore import make_plan, restore
 from backups.restore_plan import RestorePlan, Target, TargetKind
-from tests.support.archive import OWNER, Archived, restored, snapshot
+from tests.support.archive import OWNER, Archived, directory, path_for, restored, rows_of, snapshot
 from tests.support.pgserver import BIN, PgServer
 
 pytestmark = [
@@ -87,3 +87,17 @@ def test_settings_that_were_raised_after_the_snapshot(server: PgServer, path: Re
     finally:
         copy.remove()
         archived.stop()
+
+
+def test_large_segments() -> None:
+    """PostgreSQL's own defaults have no room for two of them: it does not start with these."""
+    made = PgServer()
+    try:
+        made.initdb("--wal-segsize=64")
+        made.start()
+        path = path_for(made, directory(made.root), Codec())
+        snapshot(made, path, Codec(), "a")
+        restored(path, Target(TargetKind.SNAPSHOT), made.root / "into")
+        assert rows_of(made.root / "into", "SHOW wal_segment_size") == [("64MB",)]
+    finally:
+        made.remove()
